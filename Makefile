@@ -1,0 +1,40 @@
+# make demo   from a fresh clone to a table of predictions
+# make test   from a fresh clone through the whole test suite
+# make check  what a change must pass before it is committed
+# make heads  train the ready heads again (needs the shared tables, see BIOXFER_SHARED)
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check heads clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.core
+
+demo: $(VENV)/.core
+	$(VENV)/bin/bioxfer predict data/demo.fasta -o predictions.csv --overwrite
+	@cat predictions.csv
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+heads: $(VENV)/.dev
+	$(VENV)/bin/python benchmarks/train_ready_heads.py
+
+clean:
+	rm -rf $(VENV) predictions.csv build *.egg-info

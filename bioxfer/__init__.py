@@ -1,0 +1,83 @@
+"""Transfer learning on protein sequences: FASTA in, CSV out.
+
+>>> import bioxfer as bx
+>>> records = bx.read_sequences("data/demo.fasta")
+>>> table = bx.predict(records, heads=["structure_class"])
+>>> len(table) == len(records)
+True
+
+Names are loaded when they are first used, so that ``import bioxfer`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bioxfer.backbones import list_backbones, load_backbone
+    from bioxfer.clusters import HomologyKFold, cluster_sequences
+    from bioxfer.embedding import Embeddings, embed
+    from bioxfer.errors import BioxferError
+    from bioxfer.estimators import SequenceClassifier, SequenceEmbedder, SequenceRegressor
+    from bioxfer.heads import TrainedHead
+    from bioxfer.io import iter_sequences, read_labels, read_sequences
+    from bioxfer.prediction import list_heads, load_head, predict
+    from bioxfer.sequences import SequenceRecord
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BioxferError": "errors",
+    "Embeddings": "embedding",
+    "HomologyKFold": "clusters",
+    "SequenceClassifier": "estimators",
+    "SequenceEmbedder": "estimators",
+    "SequenceRecord": "sequences",
+    "SequenceRegressor": "estimators",
+    "TrainedHead": "heads",
+    "cluster_sequences": "clusters",
+    "embed": "embedding",
+    "iter_sequences": "io",
+    "list_backbones": "backbones",
+    "list_heads": "prediction",
+    "load_backbone": "backbones",
+    "load_head": "prediction",
+    "predict": "prediction",
+    "read_labels": "io",
+    "read_sequences": "io",
+}
+
+__all__ = [
+    "BioxferError",
+    "Embeddings",
+    "HomologyKFold",
+    "SequenceClassifier",
+    "SequenceEmbedder",
+    "SequenceRecord",
+    "SequenceRegressor",
+    "TrainedHead",
+    "__version__",
+    "cluster_sequences",
+    "embed",
+    "iter_sequences",
+    "list_backbones",
+    "list_heads",
+    "load_backbone",
+    "load_head",
+    "predict",
+    "read_labels",
+    "read_sequences",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bioxfer' has no attribute {name!r}")
+    found = getattr(import_module(f"bioxfer.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,466 @@
+"""Backbones: protein language models that turn residues into vectors.
+
+A backbone is anything that fits the `Backbone` protocol. `load_backbone` knows
+the embedded one (``compact``) and the ESM-1b, ESM-1v and ESM-2 families by
+their fair-esm names; `list_backbones` says which of them are at hand.
+
+>>> from bioxfer.backbones import list_backbones
+>>> [info.name for info in list_backbones() if info.family == "ESM-2"][:2]
+['esm2_t6_8M_UR50D', 'esm2_t12_35M_UR50D']
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from bioxfer.backbones.weights import (
+    PUBLISHER,
+    WeightsCheck,
+    check_weights,
+    fetch_weights,
+    hub_folder,
+    is_offline,
+    sha256_of,
+)
+from bioxfer.errors import UnknownModelError, UsageError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Backbone",
+    "BackboneInfo",
+    "Representation",
+    "WeightsCheck",
+    "download_backbone",
+    "list_backbones",
+    "load_backbone",
+    "resolve_precision",
+    "verify_backbone",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """What a backbone says of one sequence of ``L`` residues.
+
+    Attributes
+    ----------
+    residues : Tensor
+        One vector for every residue at every wanted layer,
+        ``(len(layers), L, D)`` float32.
+    cls : Tensor
+        The vector of the start token, ``(len(layers), D)`` float32.
+    """
+
+    residues: Tensor
+    cls: Tensor
+
+
+class Backbone(Protocol):
+    """A protein language model, ready to run."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables, cards and messages."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width ``D`` of a residue's vector."""
+        ...
+
+    @property
+    def n_layers(self) -> int:
+        """Number of the last layer; 0 is the embedding, the last one stands after the final norm."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Residues that the model is meant to see at once."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Type of the matrices, ``fp32`` or ``bf16``."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over shape and weights, the same at every precision."""
+        ...
+
+    def represent(self, sequences: Sequence[str], *, layers: Sequence[int]) -> list[Representation]:
+        """Represent every residue of every sequence.
+
+        Parameters
+        ----------
+        sequences : sequence of str
+            Clean upper-case residues; sequence ``i`` has ``L_i`` of them.
+        layers : sequence of int
+            Wanted layers, 0 to ``n_layers``.
+
+        Returns
+        -------
+        list of Representation
+            One for each sequence, in input order, on the backbone's device.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneInfo:
+    """A backbone that `load_backbone` knows by name.
+
+    Attributes
+    ----------
+    name : str
+        Name to load it by.
+    family : str
+        ``compact``, ``ESM-1b``, ``ESM-1v`` or ``ESM-2``.
+    layers : int
+        Number of transformer blocks.
+    dim : int
+        Width of a residue's vector.
+    parameters : int
+        Number of weights.
+    where : {"embedded", "cached", "not here"}
+        In the package, in torch.hub's cache folder, or to be downloaded first.
+    size : int or None
+        Bytes on this disk; None where it is not here.
+    """
+
+    name: str
+    family: str
+    layers: int
+    dim: int
+    parameters: int
+    where: Literal["embedded", "cached", "not here"]
+    size: int | None
+
+
+# Name: family, blocks, width, nominal parameters. From the model table in fair-esm's README.
+_ESM: dict[str, tuple[str, int, int, int]] = {
+    "esm2_t6_8M_UR50D": ("ESM-2", 6, 320, 8_000_000),
+    "esm2_t12_35M_UR50D": ("ESM-2", 12, 480, 35_000_000),
+    "esm2_t30_150M_UR50D": ("ESM-2", 30, 640, 150_000_000),
+    "esm2_t33_650M_UR50D": ("ESM-2", 33, 1280, 650_000_000),
+    "esm2_t36_3B_UR50D": ("ESM-2", 36, 2560, 3_000_000_000),
+    "esm2_t48_15B_UR50D": ("ESM-2", 48, 5120, 15_000_000_000),
+    "esm1b_t33_650M_UR50S": ("ESM-1b", 33, 1280, 650_000_000),
+    "esm1v_t33_650M_UR90S_1": ("ESM-1v", 33, 1280, 650_000_000),
+    "esm1v_t33_650M_UR90S_2": ("ESM-1v", 33, 1280, 650_000_000),
+    "esm1v_t33_650M_UR90S_3": ("ESM-1v", 33, 1280, 650_000_000),
+    "esm1v_t33_650M_UR90S_4": ("ESM-1v", 33, 1280, 650_000_000),
+    "esm1v_t33_650M_UR90S_5": ("ESM-1v", 33, 1280, 650_000_000),
+}
+_COMPACT = "compact"
+
+log = logging.getLogger("bioxfer")
+
+
+def load_backbone(
+    name_or_path: str | Path,
+    *,
+    precision: str = "fp32",
+    device: str = "cpu",
+    offline: bool = False,
+    threads: int | None = None,
+) -> Backbone:
+    """Load a backbone by name or from a file.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        ``compact``, a fair-esm name such as ``esm2_t6_8M_UR50D``, a fair-esm
+        checkpoint (``.pt``) or weights that `bioxfer.pretrain` made
+        (``.safetensors``). ESM weights that are not in torch.hub's cache
+        folder are downloaded to it.
+    precision : {"fp32", "bf16", "auto"}, optional
+        Type of the matrices, see `resolve_precision`.
+    device : str, optional
+        Where to run, in torch's words: ``cpu``, ``cuda``, ``cuda:1``.
+    offline : bool, optional
+        Open no socket; so does ``BIOXFER_OFFLINE=1``.
+    threads : int, optional
+        Processor threads that torch uses from now on, in this whole process.
+
+    Raises
+    ------
+    UnknownModelError
+        If there is no such name.
+    OfflineError
+        If weights would have to be downloaded and the network is forbidden.
+    WeightsError
+        If a weights file is missing, damaged, foreign or unsafe.
+    UsageError
+        If precision, device or threads cannot be had.
+    """
+    wanted = os.fspath(name_or_path)
+    _check_known(wanted)
+    resolved = resolve_precision(precision, device=device)
+    if threads is not None:
+        _set_threads(threads)
+    if wanted == _COMPACT or wanted.endswith(".safetensors"):
+        from bioxfer.backbones.compact import load_compact
+
+        return load_compact(
+            None if wanted == _COMPACT else _existing(wanted), precision=resolved, device=device
+        )
+
+    from bioxfer.backbones.esm import load_esm
+
+    if wanted in _ESM:
+        path = download_backbone(wanted, offline=offline)
+    else:
+        path = check_weights(_existing(wanted)).path
+    return load_esm(path, precision=resolved, device=device)
+
+
+def list_backbones() -> list[BackboneInfo]:
+    """List the backbones that have a name, and say which are at hand."""
+    return [*_list_embedded(), *_list_esm()]
+
+
+def download_backbone(
+    name: str,
+    *,
+    into: str | Path | None = None,
+    offline: bool = False,
+    base_url: str = PUBLISHER,
+    sha256: str | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
+    """Make sure that the weights of a backbone are on this disk, and sound.
+
+    A file that is there and fits its recorded sha256 is left as it is; one
+    that does not is fetched again. See `bioxfer.backbones.weights` for what
+    the record can and cannot promise.
+
+    Parameters
+    ----------
+    name : str
+        Name of the backbone.
+    into : str or Path, optional
+        Folder for the weights; torch.hub's cache folder, which fair-esm
+        shares, if not given.
+    offline : bool, optional
+        Open no socket; so does ``BIOXFER_OFFLINE=1``.
+    base_url : str, optional
+        Address of the folder that holds ``NAME.pt``, for a mirror.
+    sha256 : str, optional
+        The hash that the file must have, for those who know it.
+    progress : callable, optional
+        Called with bytes so far and, where known, bytes in all.
+
+    Returns
+    -------
+    Path
+        The weights file.
+
+    Raises
+    ------
+    UnknownModelError
+        If there is no such name.
+    OfflineError
+        If the network is needed and forbidden.
+    WeightsError
+        If the file cannot be fetched or stays damaged.
+    OutputError
+        If it cannot be written.
+    """
+    if name == _COMPACT:
+        from bioxfer.backbones.compact import COMPACT_WEIGHTS
+
+        return COMPACT_WEIGHTS
+    if name not in _ESM:
+        raise _unknown(name)
+    target = Path(into if into is not None else hub_folder()) / f"{name}.pt"
+    if target.is_file():
+        try:
+            return check_weights(target, sha256=sha256).path
+        except WeightsError as damage:
+            if is_offline(offline):
+                raise
+            log.warning("%s; fetching it again", damage)
+    return fetch_weights(
+        f"{base_url.rstrip('/')}/{target.name}", target, sha256=sha256, offline=offline, progress=progress
+    ).path
+
+
+def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> WeightsCheck:
+    """Check the weights of a backbone that is on this disk.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A name or a weights file, as for `load_backbone`.
+    sha256 : str, optional
+        The hash that the file must have, for those who know it.
+
+    Returns
+    -------
+    WeightsCheck
+        The file, its hash, and whether there was one to hold it against.
+
+    Raises
+    ------
+    UnknownModelError
+        If there is no such name.
+    WeightsError
+        If the file is missing or damaged.
+    """
+    wanted = os.fspath(name_or_path)
+    _check_known(wanted)
+    if wanted in _ESM:
+        path = hub_folder() / f"{wanted}.pt"
+        if not path.is_file():
+            raise WeightsError(f"{path} is not here; run: bioxfer models download {wanted}")
+        return check_weights(path, sha256=sha256)
+    if wanted.endswith(".pt"):
+        return check_weights(_existing(wanted), sha256=sha256)
+
+    from bioxfer.backbones.compact import COMPACT_WEIGHTS, load_compact
+
+    path = COMPACT_WEIGHTS if wanted == _COMPACT else _existing(wanted)
+    load_compact(path)  # small enough to look at every shape and value
+    found = sha256_of(path)
+    if sha256 is not None and sha256.strip().lower() != found:
+        raise WeightsError(f"{path}: sha256 is {found}, but {sha256} was asked for; fetch the file again")
+    return WeightsCheck(path=path, sha256=found, known=sha256 is not None)
+
+
+def resolve_precision(precision: str, *, device: str = "cpu") -> Literal["fp32", "bf16"]:
+    """Decide the type of a backbone's matrices.
+
+    Parameters
+    ----------
+    precision : {"fp32", "bf16", "auto"}
+        ``bf16`` keeps matrices in bfloat16 and the residual stream, norms and
+        softmax in float32. ``auto`` takes it where the device multiplies bf16
+        matrices natively (AMX, AVX512-BF16, Arm's BF16 extension, CUDA from
+        Ampere on), and fp32 elsewhere, where bf16 would be the slower one.
+    device : str, optional
+        Where the backbone is to run.
+
+    Raises
+    ------
+    UsageError
+        If there is no such precision or no such device.
+    """
+    if precision not in ("fp32", "bf16", "auto"):
+        raise UsageError(f"precision {precision!r} does not exist; choose fp32, bf16 or auto")
+    kind = _device_type(device)
+    if precision == "auto":
+        return "bf16" if _multiplies_bf16(kind) else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def _device_type(device: str) -> str:
+    """Type of a device that torch has at hand."""
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"device {device!r} cannot be used ({reason}); choose cpu or a device here"
+        ) from error
+    return place.type
+
+
+def _multiplies_bf16(device_type: str) -> bool:
+    import torch
+
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device_type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    # oneDNN also says yes to a processor that only has AVX512, where it emulates bf16.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    if threads < 1:
+        raise UsageError(f"{threads} threads cannot compute; give 1 or more")
+    torch.set_num_threads(threads)
+
+
+def _check_known(wanted: str) -> None:
+    if wanted not in (_COMPACT, *_ESM) and not wanted.endswith((".pt", ".safetensors")):
+        raise _unknown(wanted)
+
+
+def _unknown(name: str) -> UnknownModelError:
+    names = [_COMPACT, *_ESM]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? There are" if close else "there are"
+    return UnknownModelError(
+        f"backbone {name!r} does not exist; {hint} {', '.join(names)}, "
+        f"and files that end in .pt (fair-esm) or .safetensors (bioxfer)"
+    )
+
+
+def _existing(path: str) -> Path:
+    place = Path(path)
+    if not place.is_file():
+        raise WeightsError(f"{path}: there is no such weights file; check the path")
+    return place
+
+
+def _list_embedded() -> list[BackboneInfo]:
+    from safetensors import safe_open
+
+    from bioxfer.backbones.compact import COMPACT_WEIGHTS
+
+    if not COMPACT_WEIGHTS.is_file():
+        return []
+    with safe_open(COMPACT_WEIGHTS, framework="np") as file:
+        config = json.loads(file.metadata()["config"])
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return [
+        BackboneInfo(
+            name=_COMPACT,
+            family="compact",
+            layers=config["layers"],
+            dim=config["width"],
+            parameters=parameters,
+            where="embedded",
+            size=COMPACT_WEIGHTS.stat().st_size,
+        )
+    ]
+
+
+def _list_esm() -> list[BackboneInfo]:
+    folder = hub_folder()
+    infos = []
+    for name, (family, layers, dim, parameters) in _ESM.items():
+        path = folder / f"{name}.pt"
+        size = path.stat().st_size if path.is_file() else None
+        infos.append(
+            BackboneInfo(
+                name=name,
+                family=family,
+                layers=layers,
+                dim=dim,
+                parameters=parameters,
+                where="not here" if size is None else "cached",
+                size=size,
+            )
+        )
+    return infos

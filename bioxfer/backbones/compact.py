@@ -1,0 +1,439 @@
+"""The embedded backbone: a small protein language model that ships with bioxfer.
+
+ESM-2's plan (Lin et al. 2023, doi:10.1126/science.ade2574: rotary positions,
+pre-norm blocks, masked-residue training) at a size that an ordinary processor
+runs at tens of thousands of residues a second. Two things differ: attention
+heads are 64 wide, since narrow heads spend their time in ``exp``; and a
+depthwise convolution over five neighbours stands before each attention, as in
+Primer (So et al. 2021, arXiv:2109.08668), which small models learn faster with.
+
+`bioxfer.pretrain` trains the same `CompactModel` that runs here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bioxfer.backbones import Representation, resolve_precision
+from bioxfer.backbones.packing import Pack, attend, pack_tokens, rotary_tables, rotate
+from bioxfer.backbones.weights import fingerprint
+from bioxfer.errors import WeightsError
+
+__all__ = [
+    "BOS",
+    "COMPACT_WEIGHTS",
+    "EOS",
+    "MASK",
+    "RESIDUES",
+    "CompactBackbone",
+    "CompactConfig",
+    "CompactModel",
+    "load_compact",
+    "random_backbone",
+    "read_card",
+    "save_compact",
+    "tokenize",
+]
+
+COMPACT_WEIGHTS = Path(__file__).parent.parent / "weights" / "compact.safetensors"
+"""The weights inside the package."""
+
+RESIDUES = "ACDEFGHIKLMNPQRSTVWYXBZUO"
+BOS, EOS, MASK = len(RESIDUES), len(RESIDUES) + 1, len(RESIDUES) + 2
+VOCABULARY = len(RESIDUES) + 3
+HEAD_WIDTH = 64
+
+_TOKEN_OF_BYTE = np.full(256, RESIDUES.index("X"), dtype=np.uint8)
+_TOKEN_OF_BYTE[np.frombuffer(RESIDUES.encode(), dtype=np.uint8)] = np.arange(len(RESIDUES))
+
+
+def tokenize(residues: str | bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Turn residues into token numbers, one each; what is no residue becomes ``X``.
+
+    Parameters
+    ----------
+    residues : str or bytes
+        Upper-case one-letter residues, ``L`` of them.
+
+    Returns
+    -------
+    ndarray
+        ``(L,)`` uint8.
+    """
+    raw = residues.encode("ascii", "replace") if isinstance(residues, str) else residues
+    return _TOKEN_OF_BYTE[np.frombuffer(raw, dtype=np.uint8)]
+
+
+@dataclass(frozen=True, slots=True)
+class CompactConfig:
+    """Shape of a compact backbone.
+
+    Attributes
+    ----------
+    width : int
+        Width of the residual stream, a multiple of 64.
+    layers : int
+        Number of transformer blocks.
+    kernel : int
+        Neighbours that the depthwise convolution sees, odd.
+    window : int
+        Residues seen at once; training showed it crops up to this length.
+    """
+
+    width: int = 256
+    layers: int = 5
+    kernel: int = 5
+    window: int = 1022
+
+
+class CompactBlock(nn.Module):
+    """One pre-norm transformer block with a convolution before its attention."""
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm_attention = nn.LayerNorm(width)
+        self.neighbours = nn.Parameter(torch.zeros(config.kernel, width))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, pack: Pack, cos: Tensor, sin: Tensor) -> Tensor:
+        """Transform packed tokens ``x: (T, D)``."""
+        heads = (-1, 3, x.shape[-1] // HEAD_WIDTH, HEAD_WIDTH)
+        h = self.norm_attention(x).to(cos.dtype)
+        h = _Neighbours.apply(  # type: ignore[no-untyped-call]
+            h, self.neighbours.to(h.dtype), pack.groups
+        )
+        q, k, v = self.qkv(h).view(heads).unbind(1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        attended = attend(q, k, v, pack.groups, scale=HEAD_WIDTH**-0.5)
+        x = x + cast(Tensor, self.out(attended.flatten(1)))
+        h = self.norm_feedforward(x).to(cos.dtype)
+        return x + cast(Tensor, self.down(F.gelu(self.up(h))))
+
+
+class _Neighbours(torch.autograd.Function):
+    """Add to each token a weighted sum of the tokens around it in its own sequence.
+
+    Written out with its gradient, since autograd's for slices fills a whole
+    tensor with zeros for each tap and each group.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, groups: tuple[tuple[int, int, int], ...]) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        ctx.groups = groups
+        total = h.clone()
+        for tap, here, there in _taps(groups, weight.shape[0]):
+            here(total).addcmul_(there(h), weight[tap])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        h, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        to_h = gradient.clone()
+        to_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for tap, here, there in _taps(ctx.groups, weight.shape[0]):
+            there(to_h).addcmul_(here(gradient), weight[tap])
+            to_weight[tap] += (here(gradient) * there(h)).sum((0, 1), dtype=torch.float32)
+        return to_h, to_weight.to(weight.dtype), None
+
+
+def _taps(
+    groups: tuple[tuple[int, int, int], ...], kernel: int
+) -> Iterator[tuple[int, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]:
+    """For each group and tap, views of the tokens that receive and of those that give."""
+    for start, count, length in groups:
+        for tap in range(kernel):
+            shift = tap - kernel // 2
+            if abs(shift) < length:
+
+                def view(
+                    x: Tensor,
+                    *,
+                    first: int,
+                    last: int,
+                    start: int = start,
+                    count: int = count,
+                    length: int = length,
+                ) -> Tensor:
+                    return x[start : start + count * length].view(count, length, -1)[:, first:last]
+
+                here = partial(view, first=max(0, -shift), last=length - max(0, shift))
+                there = partial(view, first=max(0, shift), last=length - max(0, -shift))
+                yield tap, here, there
+
+
+class CompactModel(nn.Module):
+    """The transformer of the embedded backbone, for training and for inference.
+
+    Parameters
+    ----------
+    config : CompactConfig
+        Shape of the model.
+    """
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(VOCABULARY, config.width)
+        self.blocks = nn.ModuleList(CompactBlock(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.lm_head = nn.Linear(config.width, VOCABULARY)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        # GPT-2's scheme: 0.02 everywhere, and the writers into the residual stream
+        # shrunk with depth so that its variance does not grow (Radford et al. 2019).
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        nn.init.normal_(self.lm_head.weight, std=0.02)
+        shrink = (2 * self.config.layers) ** -0.5
+        for block in self.blocks:
+            assert isinstance(block, CompactBlock)
+            for writer in (block.out, block.down):
+                with torch.no_grad():
+                    writer.weight.mul_(shrink)
+
+    def _matrix_dtype(self) -> torch.dtype:
+        if torch.is_autocast_enabled("cpu"):
+            return torch.get_autocast_dtype("cpu")
+        return self.lm_head.weight.dtype
+
+    def forward(self, pack: Pack, *, layers: Iterable[int] | None = None) -> list[Tensor]:
+        """Hidden states of packed tokens.
+
+        Parameters
+        ----------
+        pack : Pack
+            Tokens, each sequence between its ``BOS`` and ``EOS``.
+        layers : iterable of int, optional
+            Wanted layers: 0 is the embedding, ``config.layers`` the last block
+            after the final norm. Only the last one if not given.
+
+        Returns
+        -------
+        list of Tensor
+            ``(T, D)`` float32 for each wanted layer.
+        """
+        last = self.config.layers
+        wanted = [last] if layers is None else list(layers)
+        cos, sin = (table.to(self._matrix_dtype()) for table in rotary_tables(pack.positions, HEAD_WIDTH))
+        x = self.embedding(pack.tokens).float()
+        states = {0: x}
+        for number, block in enumerate(self.blocks, start=1):
+            if number > max(wanted):
+                break
+            x = block(x, pack, cos, sin)
+            states[number] = x if number < last else self.norm(x)
+            if number not in wanted:
+                del states[number]
+        return [states[number] for number in wanted]
+
+
+class CompactBackbone:
+    """The embedded backbone behind the `bioxfer.backbones.Backbone` protocol.
+
+    Parameters
+    ----------
+    model : CompactModel
+        Weights in float32.
+    name : str, optional
+        Name shown in tables and cards.
+    precision : {"fp32", "bf16", "auto"}, optional
+        ``bf16`` keeps matrices in bfloat16 and residual stream, norms and
+        softmax in float32.
+    device : str, optional
+        Where to run.
+    card : dict, optional
+        How the weights were made.
+    """
+
+    def __init__(
+        self,
+        model: CompactModel,
+        *,
+        name: str = "compact",
+        precision: str = "fp32",
+        device: str = "cpu",
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.card = card or {}
+        self.dim = model.config.width
+        self.n_layers = model.config.layers
+        self.window = model.config.window
+        self.precision = resolve_precision(precision, device=device)
+        self.fingerprint = fingerprint(asdict(model.config), model.state_dict())
+        self.device = torch.device(device)
+        self._model = model.eval().requires_grad_(False).to(self.device)
+        if self.precision == "bf16":
+            for module in self._model.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+
+    @torch.inference_mode()
+    def represent(self, sequences: Sequence[str], *, layers: Sequence[int]) -> list[Representation]:
+        """Represent every residue of every sequence.
+
+        Parameters
+        ----------
+        sequences : sequence of str
+            Clean residues; sequence ``i`` has ``L_i`` of them.
+        layers : sequence of int
+            Wanted layers, 0 to ``n_layers``.
+
+        Returns
+        -------
+        list of Representation
+            In input order; ``residues: (len(layers), L_i, D)`` and
+            ``cls: (len(layers), D)``, both float32.
+        """
+        if not sequences:
+            return []
+        self._model.eval()
+        framed = [torch.from_numpy(_frame(tokenize(s))) for s in sequences]
+        pack = pack_tokens(framed, device=self.device)
+        states = self._model(pack, layers=layers)
+        per_layer = [pack.unpack(state) for state in states]
+        found = []
+        for per_sequence in zip(*per_layer, strict=True):
+            both = torch.stack(per_sequence)
+            found.append(Representation(residues=both[:, 1:-1], cls=both[:, 0]))
+        return found
+
+
+def _frame(tokens: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.concatenate(([BOS], tokens, [EOS])).astype(np.uint8)
+
+
+def save_compact(model: CompactModel, path: str | Path, *, card: dict[str, Any]) -> None:
+    """Write weights in half precision, with their shape and card beside them.
+
+    Parameters
+    ----------
+    model : CompactModel
+        The trained model.
+    path : str or Path
+        A ``.safetensors`` file; it appears whole or not at all.
+    card : dict
+        How the weights were made; kept as JSON in the file's metadata.
+    """
+    from safetensors.torch import save_file
+
+    from bioxfer.output import publish
+
+    tensors = {n: t.detach().to("cpu", torch.float16).contiguous() for n, t in model.state_dict().items()}
+    metadata = {
+        "format": "bioxfer-compact-1",
+        "config": json.dumps(asdict(model.config), sort_keys=True),
+        "card": json.dumps(card, sort_keys=True),
+    }
+    with publish(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({error}); fetch or train the weights again"
+        ) from error
+    if metadata.get("format") != "bioxfer-compact-1":
+        raise WeightsError(f"{path}: not weights of a compact backbone; make them with `bioxfer pretrain`")
+    return dict(metadata)
+
+
+def read_card(path: str | Path | None = None) -> dict[str, Any]:
+    """Read how compact weights were made.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        Weights file; the embedded one if not given.
+    """
+    metadata = _read_metadata(Path(path) if path is not None else COMPACT_WEIGHTS)
+    card: dict[str, Any] = json.loads(metadata["card"])
+    return card
+
+
+def load_compact(
+    path: str | Path | None = None, *, precision: str = "fp32", device: str = "cpu"
+) -> CompactBackbone:
+    """Load a compact backbone.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        Weights that `save_compact` wrote; the embedded ones if not given.
+    precision : {"fp32", "bf16", "auto"}, optional
+        See `CompactBackbone`.
+    device : str, optional
+        Where to run.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, foreign or does not fit its stated shape.
+    """
+    from safetensors.torch import load_file
+
+    place = Path(path) if path is not None else COMPACT_WEIGHTS
+    metadata = _read_metadata(place)
+    try:
+        config = CompactConfig(**json.loads(metadata["config"]))
+        card = json.loads(metadata["card"])
+        model = CompactModel(config)
+        model.load_state_dict({n: t.float() for n, t in load_file(place).items()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{place}: weights do not fit their stated shape ({error})") from error
+    if not all(bool(torch.isfinite(t).all()) for t in model.state_dict().values()):
+        raise WeightsError(f"{place}: weights hold numbers that are not finite; fetch them again")
+    name = "compact" if path is None else place.stem
+    return CompactBackbone(model, name=name, precision=precision, device=device, card=card)
+
+
+def random_backbone(
+    *, width: int = 64, layers: int = 2, seed: int = 0, window: int = 1022, precision: str = "fp32"
+) -> CompactBackbone:
+    """Build an untrained backbone for tests and speed measurements.
+
+    Parameters
+    ----------
+    width, layers : int, optional
+        Shape of the model.
+    seed : int, optional
+        The same seed gives the same weights.
+    window : int, optional
+        Residues seen at once.
+    precision : {"fp32", "bf16", "auto"}, optional
+        See `CompactBackbone`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CompactModel(CompactConfig(width=width, layers=layers, window=window))
+        for block in model.blocks:
+            assert isinstance(block, CompactBlock)
+            nn.init.normal_(block.neighbours, std=0.2)
+    return CompactBackbone(model, name=f"random-{width}x{layers}-{seed}", precision=precision)

@@ -1,0 +1,287 @@
+"""Homology clusters, and folds that keep relatives together.
+
+A random split puts cousins on both sides and measures memory. Here the connected components of the links that
+`bioxfer.homology` finds are the groups for every fold, interval and hold-out of bioxfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bioxfer.errors import UsageError
+from bioxfer.homology import Method, find_links, normal_form
+
+__all__ = ["HomologyKFold", "cluster_sequences", "homology_split", "shares_homology"]
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+def cluster_sequences(
+    sequences: Sequence[str],
+    *,
+    identity: float = 0.3,
+    coverage: float = 0.5,
+    method: Method = "auto",
+    threads: int | None = None,
+) -> IntArray:
+    """Group proteins so that no two groups hold detectable relatives.
+
+    Clusters are connected components (single linkage), so that a split by cluster leaves no link between its
+    sides; a greedy or set-cover clustering does not promise that.
+
+    Parameters
+    ----------
+    sequences
+        N proteins; lower case and unknown letters are allowed, empty ones stand alone.
+    identity
+        Least share of identical residues in the alignment, 0 to 1.
+    coverage
+        Least share of the shorter protein inside the alignment, 0 to 1.
+    method
+        ``auto`` takes MMseqs2 where its binary ``mmseqs`` is on PATH, else our own k-mer search.
+    threads
+        Threads of MMseqs2; the k-mer search has one.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(N,)`` cluster numbers from 0, in order of first appearance.
+
+    Raises
+    ------
+    UsageError
+        A threshold is out of range, or ``mmseqs`` is asked for and not there.
+
+    Examples
+    --------
+    >>> cluster_sequences(["MKTAYIAKQRQISFVKSHFSRQ", "GGSGGSPPWW", "MKTAYIAKQRQISFVKSHFSRQ"], method="kmer")
+    array([0, 1, 0])
+    """
+    unique, places = _distinct(sequences)
+    links = find_links(unique, identity=identity, coverage=coverage, method=method, threads=threads)
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    ones = np.ones(len(links), dtype=bool)
+    graph = coo_matrix((ones, (links.query, links.reference)), shape=(len(unique), len(unique)))
+    _, component = connected_components(graph, directed=False)
+    return _in_order_of_appearance(component[places]) if len(places) else np.zeros(0, dtype=np.int64)
+
+
+def shares_homology(
+    queries: Sequence[str],
+    references: Sequence[str],
+    *,
+    identity: float = 0.25,
+    coverage: float = 0.3,
+    method: Method = "auto",
+    threads: int | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Tell which queries have a likely relative among the references.
+
+    Made to keep everything that resembles a test protein out of training data, so its thresholds are looser
+    than those of `cluster_sequences`: a shared domain is enough.
+
+    Parameters
+    ----------
+    queries, references
+        Proteins. Memory grows with the references' residues, time with both.
+    identity, coverage, method, threads
+        As in `cluster_sequences`.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(len(queries),)`` bool, True where a relative was found. An equal sequence always is one.
+
+    Raises
+    ------
+    UsageError
+        As in `cluster_sequences`.
+
+    Examples
+    --------
+    >>> shares_homology(["MKTAYIAKQRQISFVKSHFSRQ", "GGSGGSPPWW"], ["MKTAYIAKQRQISFVKSHFSRQ"], method="kmer")
+    array([ True, False])
+    """
+    unique, places = _distinct(queries)
+    known = {normal_form(sequence) for sequence in references}
+    links = find_links(
+        unique,
+        _distinct(references)[0],
+        identity=identity,
+        coverage=coverage,
+        method=method,
+        threads=threads,
+    )
+    related = np.fromiter((bool(s) and s in known for s in unique), dtype=bool, count=len(unique))
+    related[links.query] = True
+    return related[places]
+
+
+def _distinct(sequences: Sequence[str]) -> tuple[list[str], IntArray]:
+    """Return the different sequences and, per input, the place of its own among them.
+
+    Empty sequences are relatives of nobody, so each keeps its own place.
+    """
+    place: dict[str | int, int] = {}
+    places = np.empty(len(sequences), dtype=np.int64)
+    unique: list[str] = []
+    for i, sequence in enumerate(sequences):
+        normal = normal_form(sequence)
+        key: str | int = normal or i
+        if key not in place:
+            place[key] = len(unique)
+            unique.append(normal)
+        places[i] = place[key]
+    return unique, places
+
+
+def _in_order_of_appearance(labels: npt.NDArray[Any]) -> IntArray:
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+class HomologyKFold:
+    """Cross-validation folds that keep relatives together, for scikit-learn's ``cv=``.
+
+    Clusters are dealt, largest first, to the fold that lacks their labels most, so folds are alike in size
+    and in class counts.
+
+    Parameters
+    ----------
+    n_splits
+        Number of folds, at least 2.
+    seed
+        Order in which clusters of equal size are dealt.
+    identity, coverage, method
+        As in `cluster_sequences`; used where `split` gets sequences and no groups.
+
+    Examples
+    --------
+    >>> folds = HomologyKFold(2, method="kmer").split(["MKTAYIAKQRQ", "MKTAYIAKQRQ", "WWPPGGSS", "WWPPGGSS"])
+    >>> [test.tolist() for _, test in folds]
+    [[0, 1], [2, 3]]
+    """
+
+    def __init__(
+        self,
+        n_splits: int = 5,
+        *,
+        seed: int = 0,
+        identity: float = 0.3,
+        coverage: float = 0.5,
+        method: Method = "auto",
+    ) -> None:
+        self.n_splits = n_splits
+        self.seed = seed
+        self.identity = identity
+        self.coverage = coverage
+        self.method = method
+
+    def get_n_splits(self, X: object = None, y: object = None, groups: object = None) -> int:
+        """Return the number of folds."""
+        return self.n_splits
+
+    def split(
+        self, X: Sequence[Any], y: npt.ArrayLike | None = None, groups: npt.ArrayLike | None = None
+    ) -> Iterator[tuple[IntArray, IntArray]]:
+        """Yield ``(train, test)`` places, fold by fold.
+
+        Parameters
+        ----------
+        X
+            N sequences; with ``groups`` anything of length N.
+        y
+            ``(N,)`` class labels to balance, or continuous targets, which are not balanced.
+        groups
+            ``(N,)`` cluster of each; None clusters the sequences.
+
+        Raises
+        ------
+        UsageError
+            Fewer than 2 folds, or fewer clusters than folds.
+        """
+        if groups is None:
+            groups = cluster_sequences(
+                [getattr(x, "sequence", x) for x in X],
+                identity=self.identity,
+                coverage=self.coverage,
+                method=self.method,
+            )
+        if self.n_splits < 2:
+            raise UsageError(f"n_splits {self.n_splits} makes no folds; give 2 or more.")
+        shares = np.full(self.n_splits, 1 / self.n_splits)
+        fold = _deal_clusters(np.asarray(groups), y, shares, self.seed)
+        for number in range(self.n_splits):
+            yield np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+
+
+def homology_split(
+    groups: npt.ArrayLike, *, valid: float = 0.15, seed: int = 0, y: npt.ArrayLike | None = None
+) -> npt.NDArray[np.str_]:
+    """Hold out whole clusters for validation.
+
+    Parameters
+    ----------
+    groups
+        ``(N,)`` cluster of each protein.
+    valid
+        Share of the proteins to hold out, between 0 and 1.
+    seed
+        Order in which clusters of equal size are dealt.
+    y
+        ``(N,)`` class labels to balance between the sides.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(N,)`` of ``"train"`` and ``"valid"``.
+
+    Raises
+    ------
+    UsageError
+        ``valid`` is out of range, or there is only one cluster.
+    """
+    if not 0.0 < valid < 1.0:
+        raise UsageError(f"valid {valid} is not between 0 and 1; give a share such as 0.15.")
+    side = _deal_clusters(np.asarray(groups), y, np.array([1.0 - valid, valid]), seed)
+    return np.array(["train", "valid"])[side]
+
+
+def _deal_clusters(
+    groups: npt.NDArray[Any], y: npt.ArrayLike | None, shares: npt.NDArray[np.float64], seed: int
+) -> IntArray:
+    """Deal clusters to folds of the given shares; return the fold of every protein."""
+    names, group = np.unique(groups, return_inverse=True)
+    if len(names) < len(shares):
+        raise UsageError(
+            f"{len(groups)} proteins in {len(names)} homology clusters cannot fill {len(shares)} folds; "
+            "use fewer folds, a higher identity threshold or more diverse proteins."
+        )
+    counts = [np.bincount(group)]  # all proteins count as one more class, so that sizes even out too
+    if y is not None and np.asarray(y).dtype.kind != "f":
+        _, label = np.unique(np.asarray(y).astype(str), return_inverse=True)
+        for number in range(label.max() + 1):
+            counts.append(np.bincount(group, weights=label == number, minlength=len(names)))
+    table = np.stack(counts, axis=1).astype(np.float64)
+    table /= table.sum(axis=0)  # (clusters, classes): share of each class
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts[0][order], kind="stable")]
+    filled = np.zeros((len(shares), table.shape[1]))
+    fold = np.empty(len(names), dtype=np.int64)
+    for cluster in order:
+        added = table[cluster]
+        # Growth of sum((filled / share)^2 * share): least where the fold lacks these classes most.
+        fold[cluster] = target = int(np.argmin(((2 * filled + added) * added).sum(axis=1) / shares))
+        filled[target] += added
+    for empty in np.setdiff1d(np.arange(len(shares)), fold):
+        fullest = int(np.argmax(np.bincount(fold, minlength=len(shares))))
+        fold[np.flatnonzero(fold == fullest)[-1]] = empty
+    return fold[group]

@@ -1,0 +1,108 @@
+"""The exceptions of bioxfer.
+
+Every error that a user can cause or mend is one of these; its message is one
+sentence that names the value, the place and the remedy. The command line shows
+that sentence and exits with ``exit_code``; anything else that rises is a bug.
+
+::
+
+    BioxferError
+    ├── UsageError             options that contradict each other or are out of range
+    │   └── MissingExtraError  an optional package is needed
+    ├── InputError             a file or a record of the user's
+    │   ├── FormatError        the file is not what it should be
+    │   ├── SequenceError      a sequence cannot be used as it stands
+    │   ├── DuplicateIdError   two records carry one id
+    │   └── LabelError         labels and records do not fit
+    ├── ModelError             a backbone or a head
+    │   ├── UnknownModelError  no such name
+    │   ├── WeightsError       a weights file is damaged, foreign or unsafe
+    │   ├── HeadFileError      a head file is damaged or foreign
+    │   ├── FingerprintError   a head meets a backbone that is not its own
+    │   └── OfflineError       the network is needed and forbidden
+    └── OutputError            the result cannot be written
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BioxferError",
+    "DuplicateIdError",
+    "FingerprintError",
+    "FormatError",
+    "HeadFileError",
+    "InputError",
+    "LabelError",
+    "MissingExtraError",
+    "ModelError",
+    "OfflineError",
+    "OutputError",
+    "SequenceError",
+    "UnknownModelError",
+    "UsageError",
+    "WeightsError",
+]
+
+
+class BioxferError(Exception):
+    """Root of all errors that bioxfer raises on purpose."""
+
+    exit_code = 3
+
+
+class UsageError(BioxferError):
+    """Options that contradict each other or are out of range."""
+
+    exit_code = 2
+
+
+class MissingExtraError(UsageError):
+    """An optional package is needed; the message holds the install command."""
+
+
+class InputError(BioxferError):
+    """A file or record of the user's cannot be used."""
+
+
+class FormatError(InputError):
+    """A file is not in the format it should be in."""
+
+
+class SequenceError(InputError):
+    """A sequence cannot be used as it stands."""
+
+
+class DuplicateIdError(InputError):
+    """Two records carry the same id."""
+
+
+class LabelError(InputError):
+    """Labels and records do not fit together."""
+
+
+class ModelError(BioxferError):
+    """A backbone or a head cannot be used."""
+
+
+class UnknownModelError(ModelError):
+    """No backbone or head has this name."""
+
+
+class WeightsError(ModelError):
+    """A weights file is damaged, foreign or unsafe."""
+
+
+class HeadFileError(ModelError):
+    """A head file is damaged or foreign."""
+
+
+class FingerprintError(ModelError):
+    """A head was trained on another backbone, layer or pooling."""
+
+
+class OfflineError(ModelError):
+    """The network is needed, and forbidden."""
+
+
+class OutputError(BioxferError):
+    """The result cannot be written."""

@@ -1,0 +1,420 @@
+"""Homology search: which of these proteins are relatives of which.
+
+Two proteins are linked when a local alignment between them is significant, long enough and similar enough.
+Two searches find links:
+
+``mmseqs``
+    MMseqs2 (Steinegger and Söding, Nat Biotechnol 2017), where its binary is on PATH. The more sensitive.
+``kmer``
+    Our own, numpy alone. Two spaced words over a reduced alphabet (Ma et al., Bioinformatics 2002; Murphy et
+    al., Protein Eng 2000) must hit one diagonal twice; that diagonal is scored without gaps under BLOSUM62,
+    and Karlin-Altschul statistics say whether the score is significant (Altschul et al., NAR 1997).
+    On 12,559 protein domains it found, of the pairs that MMseqs2 found at 30-40% identity, 25%; at 40-50%
+    80%; at 50-60% 96%; above that 99%, in 25 s against 38 s on one core.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bioxfer.errors import ModelError, UsageError
+
+__all__ = ["Links", "Method", "find_links", "normal_form"]
+
+Method: TypeAlias = Literal["auto", "mmseqs", "kmer"]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+_RESIDUES = "ARNDCQEGHILKMFPSTVWYX"  # X stands for everything else
+_UNKNOWN = len(_RESIDUES) - 1
+# Murphy et al. 2000, ten groups: relatives at 30% identity still agree in about half of their groups.
+_GROUPS = ("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")
+# Weight 6 over 10 groups: about 10^6 words, few chance hits in 10^6..10^7 residues. Spaced, because hits
+# of neighbouring contiguous words are one event, not two.
+_SHAPES = ((0, 1, 3, 4, 7, 9), (0, 2, 3, 6, 8, 9))
+_OCCURRENCES = 256  # reference positions followed per word: a family of thousands is still one star
+_HITS_AT_ONCE = 4_000_000  # bounds memory at a few hundred MB
+# Ungapped BLOSUM62 at Robinson and Robinson's residue frequencies (Altschul and Gish 1996, table I).
+_LAMBDA, _K = 0.3176, 0.134
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Pairs of related proteins, each pair of places once.
+
+    Attributes
+    ----------
+    query, reference
+        ``(M,)`` places in the two lists that were searched.
+    identity
+        ``(M,)`` identical residues over aligned residues, 0 to 1.
+    coverage
+        ``(M,)`` share of the shorter protein that lies between the alignment's ends, 0 to 1.
+    """
+
+    query: IntArray
+    reference: IntArray
+    identity: npt.NDArray[np.float64]
+    coverage: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+
+def find_links(
+    queries: Sequence[str],
+    references: Sequence[str] | None = None,
+    *,
+    identity: float = 0.3,
+    coverage: float = 0.5,
+    evalue: float = 1e-3,
+    method: Method = "auto",
+    threads: int | None = None,
+) -> Links:
+    """Search every query in the references and return the pairs that pass all thresholds.
+
+    Parameters
+    ----------
+    queries
+        Proteins.
+    references
+        Proteins; None searches the queries among themselves, each pair once, ``reference < query``.
+    identity, coverage, method, threads
+        As in `cluster_sequences`.
+    evalue
+        Chance hits expected per query at most.
+
+    Returns
+    -------
+    Links
+        Sorted by query, then reference. Of a family larger than the search's limit per query not every pair
+        is listed.
+
+    Raises
+    ------
+    UsageError
+        As in `cluster_sequences`.
+    """
+    for name, value in (("identity", identity), ("coverage", coverage)):
+        if not 0.0 <= value <= 1.0:
+            raise UsageError(f"{name} {value} is not between 0 and 1; give a share such as 0.3.")
+    search = _choose_method(method)
+    if not any(map(normal_form, queries)) or not (references is None or any(map(normal_form, references))):
+        return _no_links()
+    if search == "mmseqs":
+        return _search_mmseqs(queries, references, identity, coverage, evalue, threads)
+    return _search_words(queries, references, identity, coverage, evalue)
+
+
+def _no_links() -> Links:
+    nowhere, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
+    return Links(nowhere, nowhere, nothing, nothing)
+
+
+def _choose_method(method: Method) -> Literal["mmseqs", "kmer"]:
+    present = shutil.which("mmseqs") is not None
+    if method == "auto":
+        return "mmseqs" if present else "kmer"
+    if method == "mmseqs" and not present:
+        raise UsageError("method 'mmseqs' needs the program mmseqs on PATH; install MMseqs2 or use 'kmer'.")
+    if method not in ("mmseqs", "kmer"):
+        raise UsageError(f"method {method!r} is not one of auto, mmseqs, kmer.")
+    return method
+
+
+def normal_form(sequence: str) -> str:
+    """Return a sequence as the searches compare it: upper case, no white space around it."""
+    return sequence.strip().upper()
+
+
+# --- our own search -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    codes: npt.NDArray[np.uint8]  # all residues, one after the other
+    starts: IntArray  # (N + 1,) where each protein starts; the last is the end
+    owner: IntArray  # (residues,) protein of each residue
+
+
+def _encode(sequences: Sequence[str]) -> _Encoded:
+    table = np.full(256, _UNKNOWN, dtype=np.uint8)
+    for code, residue in enumerate(_RESIDUES):
+        table[[ord(residue), ord(residue.lower())]] = code
+    # "replace" turns any character outside ASCII into one '?', so a character stays one residue
+    text = "".join(sequences).encode("ascii", "replace")
+    lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+    encoded = _Encoded(
+        codes=table[np.frombuffer(text, dtype=np.uint8)],
+        starts=np.concatenate([[0], np.cumsum(lengths)]),
+        owner=np.repeat(np.arange(len(sequences)), lengths),
+    )
+    _mask_low_complexity(encoded)
+    return encoded
+
+
+def _words(encoded: _Encoded, shape: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+    """Return the spaced words of all proteins and the positions at which they start."""
+    group = np.full(len(_RESIDUES), -1, dtype=np.int64)
+    for number, members in enumerate(_GROUPS):
+        for residue in members:
+            group[_RESIDUES.index(residue)] = number
+    grouped = group[encoded.codes]
+    total = len(grouped) - shape[-1]
+    if total <= 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    word = np.zeros(total, dtype=np.int64)
+    valid = encoded.owner[:total] == encoded.owner[shape[-1] :]  # no word across two proteins
+    for offset in shape:
+        letters = grouped[offset : offset + total]
+        word = word * len(_GROUPS) + letters
+        valid &= letters >= 0
+    # A word of one letter says composition, not kinship.
+    distinct = np.zeros(total, dtype=bool)
+    for offset in shape[1:]:
+        distinct |= grouped[offset : offset + total] != grouped[:total]
+    positions = np.flatnonzero(valid & distinct)
+    return word[positions], positions
+
+
+def _search_words(
+    queries: Sequence[str],
+    references: Sequence[str] | None,
+    identity: float,
+    coverage: float,
+    evalue: float,
+) -> Links:
+    query = reference = _encode(queries)
+    if references is not None:
+        reference = _encode(references)
+    found = [_score_diagonals(query, reference, *block) for block in _double_hits(query, reference)]
+    segments = np.concatenate(found, axis=1)
+    return _merge_segments(query, reference, segments, identity=identity, coverage=coverage, evalue=evalue)
+
+
+def _double_hits(query: _Encoded, reference: _Encoded) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+    """Yield, in blocks of queries, the ``(query, reference, diagonal)`` that two words or more hit."""
+    tables = []
+    for shape in _SHAPES:
+        words, positions = _words(reference, shape)
+        order = np.argsort(words, kind="stable")
+        tables.append((words[order], positions[order], *_words(query, shape)))
+    spans = []
+    hits = np.zeros(len(query.starts), dtype=np.int64)  # per query protein, and one to spare
+    for words, _, asked, places in tables:
+        low = np.searchsorted(words, asked, side="left")
+        count = np.minimum(np.searchsorted(words, asked, side="right") - low, _OCCURRENCES)
+        hits += np.bincount(query.owner[places], weights=count, minlength=len(hits)).astype(np.int64)
+        spans.append((low, count))
+    n_references = len(reference.starts) - 1
+    longest = int(np.diff(reference.starts).max())
+    width = int(np.diff(query.starts).max()) + longest + 1
+    for first, last in _blocks(hits[:-1]):
+        keys = []
+        for (_, positions, _, places), (low, count) in zip(tables, spans, strict=True):
+            a, b = np.searchsorted(places, query.starts[[first, last]])
+            n = count[a:b]
+            at_query = np.repeat(places[a:b], n)
+            step = np.arange(len(at_query)) - np.repeat(np.cumsum(n) - n, n)
+            at_reference = positions[np.repeat(low[a:b], n) + step]
+            q, r = query.owner[at_query], reference.owner[at_reference]
+            if query is reference:
+                # the lower place is the reference: that is where the followed occurrences lie
+                once = r < q
+                q, r, at_query, at_reference = q[once], r[once], at_query[once], at_reference[once]
+            shift = (at_query - query.starts[q]) - (at_reference - reference.starts[r])
+            keys.append((q * n_references + r) * width + (shift + longest))
+        key, count = np.unique(np.concatenate(keys), return_counts=True)
+        pair, shift = np.divmod(key[count >= 2], width)
+        yield pair // n_references, pair % n_references, shift - longest
+
+
+def _blocks(sizes: IntArray) -> Iterator[tuple[int, int]]:
+    """Cut items of these sizes into runs ``(first, past the last)`` of a bounded sum each."""
+    run = np.cumsum(sizes) // _HITS_AT_ONCE
+    edges = [*np.flatnonzero(np.diff(run, prepend=-1)).tolist(), len(sizes)]
+    yield from itertools.pairwise(edges)
+
+
+def _score_diagonals(
+    query: _Encoded, reference: _Encoded, q: IntArray, r: IntArray, shift: IntArray
+) -> IntArray:
+    """Find the best ungapped segment of each diagonal.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(8, M)``: query, reference, score, identical residues, start and end in the query, start and end in
+        the reference.
+    """
+    matrix = _substitution_scores()
+    q_first, r_first = np.maximum(shift, 0), np.maximum(-shift, 0)
+    length = np.minimum(np.diff(query.starts)[q] - q_first, np.diff(reference.starts)[r] - r_first)
+    q_start, r_start = query.starts[q] + q_first, reference.starts[r] + r_first
+    found = [np.zeros((8, 0), dtype=np.int64)]
+    for first, last in _blocks(length):
+        part = slice(first, last)
+        n = length[part]
+        head = np.cumsum(n + 1) - (n + 1)  # one slot before each diagonal: "nothing aligned yet"
+        place = np.arange(int((n + 1).sum()))
+        a = query.codes[np.maximum(place + np.repeat(q_start[part] - head - 1, n + 1), 0)]
+        b = reference.codes[np.maximum(place + np.repeat(r_start[part] - head - 1, n + 1), 0)]
+        gain = matrix[a, b]
+        same = (a == b) & (a != _UNKNOWN)
+        # Falling by more than a diagonal can gain makes each head a new lowest point, so that one running
+        # minimum over all diagonals is a minimum within each.
+        gain[head] = -12 * (int(n.max()) + 1)
+        same[head] = False
+        total, matches = np.cumsum(gain, dtype=np.int32), np.cumsum(same, dtype=np.int32)
+        lowest = np.minimum.accumulate(total)
+        lowest_at = np.maximum.accumulate(np.where(total == lowest, place, 0))
+        best = np.maximum.reduceat((total - lowest) * np.int64(len(total)) + place, head)
+        score, end = np.divmod(best, len(total))
+        start = lowest_at[end]
+        found.append(
+            np.stack(
+                [
+                    q[part],
+                    r[part],
+                    score,
+                    matches[end] - matches[start],
+                    q_first[part] + start - head,
+                    q_first[part] + end - head,
+                    r_first[part] + start - head,
+                    r_first[part] + end - head,
+                ]
+            )
+        )
+    return np.concatenate(found, axis=1)
+
+
+@cache
+def _substitution_scores() -> npt.NDArray[np.int32]:
+    from Bio.Align import substitution_matrices
+
+    blosum62 = substitution_matrices.load("BLOSUM62")  # type: ignore[no-untyped-call]
+    scores = np.array([[int(blosum62[a, b]) for b in _RESIDUES] for a in _RESIDUES], dtype=np.int32)
+    scores[_UNKNOWN, :] = scores[:, _UNKNOWN] = -1
+    return scores
+
+
+def _merge_segments(
+    query: _Encoded,
+    reference: _Encoded,
+    segments: IntArray,
+    *,
+    identity: float,
+    coverage: float,
+    evalue: float,
+) -> Links:
+    """Join the segments of each pair and keep the pairs that pass the thresholds."""
+    q_length, r_length = np.diff(query.starts), np.diff(reference.starts)
+    q, r, score = segments[:3]
+    # A segment must be unlikely within its own pair; the best one within the whole search (E-value).
+    within_pair = _LAMBDA * score - np.log(_K * q_length[q] * r_length[r])
+    segments = segments[:, within_pair > -np.log(0.05)]
+    if not segments.shape[1]:
+        return _no_links()
+    pair = segments[0] * len(r_length) + segments[1]
+    segments = segments[:, np.argsort(pair, kind="stable")]
+    q, r, score, same, q_start, q_end, r_start, r_end = segments
+    first = np.flatnonzero(np.diff(q * len(r_length) + r, prepend=-1))
+    q, r = q[first], r[first]
+    excess = _LAMBDA * np.maximum.reduceat(score, first) - np.log(_K * q_length[q] * float(r_length.sum()))
+    q_span = np.maximum.reduceat(q_end, first) - np.minimum.reduceat(q_start, first)
+    r_span = np.maximum.reduceat(r_end, first) - np.minimum.reduceat(r_start, first)
+    covered = np.where(q_length[q] <= r_length[r], q_span / q_length[q], r_span / r_length[r])
+    identical = np.add.reduceat(same, first) / np.add.reduceat(q_end - q_start, first)
+    keep = (excess >= -np.log(evalue)) & (identical >= identity) & (covered >= coverage)
+    return Links(q[keep], r[keep], identical[keep], covered[keep])
+
+
+def _mask_low_complexity(encoded: _Encoded) -> None:
+    """Set runs of few different residues to unknown: they look alike without being related.
+
+    A window of 12 residues with an entropy of at most 2.2 bits is such a run, as in SEG (Wootton and
+    Federhen, Comput Chem 1993).
+    """
+    window, threshold = 12, 2.2
+    codes = encoded.codes
+    total = len(codes) - window + 1
+    if total <= 0:
+        return
+    counts = np.arange(window + 1)
+    term = np.where(counts > 0, -counts / window * np.log2(np.maximum(counts, 1) / window), 0).astype(
+        np.float32
+    )
+    entropy = np.zeros(total, dtype=np.float32)
+    for code in range(len(_RESIDUES)):
+        seen = np.concatenate([[0], np.cumsum(codes == code, dtype=np.int32)])
+        entropy += term[seen[window:] - seen[:-window]]
+    low = (entropy <= threshold) & (encoded.owner[:total] == encoded.owner[window - 1 :])
+    opened = np.zeros(len(codes) + 1, dtype=np.int32)
+    opened[:total] += low
+    opened[window : window + total] -= low
+    codes[np.cumsum(opened)[:-1] > 0] = _UNKNOWN
+
+
+# --- MMseqs2 --------------------------------------------------------------------------------------------
+
+
+def _search_mmseqs(
+    queries: Sequence[str],
+    references: Sequence[str] | None,
+    identity: float,
+    coverage: float,
+    evalue: float,
+    threads: int | None,
+) -> Links:
+    with tempfile.TemporaryDirectory(prefix="bioxfer-mmseqs-") as folder:
+        place = Path(folder)
+        _write_numbered(place / "q.fasta", queries)
+        if references is not None:
+            _write_numbered(place / "r.fasta", references)
+        target = "q.fasta" if references is None else "r.fasta"
+        command = ["mmseqs", "easy-search", "q.fasta", target, "hits.tsv", "tmp"]
+        command += ["-e", str(evalue), "--max-seqs", "1000", "-v", "1"]
+        command += ["--format-output", "query,target,fident,qcov,tcov,qlen,tlen"]
+        command += ["--threads", str(threads or os.cpu_count() or 1)]
+        run = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        if run.returncode:
+            reason = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[-1]
+            raise ModelError(
+                f"mmseqs easy-search ended with status {run.returncode} ({reason}); "
+                "use method 'kmer', which needs no mmseqs."
+            )
+        rows = [line.split("\t") for line in (place / "hits.tsv").read_text().splitlines()]
+    if not rows:
+        return _no_links()
+    q = np.array([int(row[0][1:]) for row in rows])
+    r = np.array([int(row[1][1:]) for row in rows])
+    identical, q_cov, r_cov, q_len, r_len = np.array([row[2:] for row in rows], dtype=np.float64).T
+    covered = np.where(q_len <= r_len, q_cov, r_cov)
+    if references is None:  # found from either side, or from both
+        q, r = np.maximum(q, r), np.minimum(q, r)
+    keep = np.flatnonzero(
+        (identical >= identity) & (covered >= coverage) & ((references is not None) | (r < q))
+    )
+    pair = q[keep] * (r.max() + 1) + r[keep]
+    keep = keep[np.unique(pair, return_index=True)[1]]
+    return Links(q[keep], r[keep], identical[keep], covered[keep])
+
+
+def _write_numbered(path: Path, sequences: Sequence[str]) -> None:
+    """Write FASTA under names of our own, since MMseqs2 cuts names it takes for database accessions."""
+    with path.open("w", encoding="ascii", newline="\n") as file:
+        for i, sequence in enumerate(sequences):
+            residues = "".join(c if c in _RESIDUES else "X" for c in normal_form(sequence))
+            if residues:
+                file.write(f">s{i}\n{residues}\n")

@@ -1,0 +1,415 @@
+"""Files in, files out: sequences and labels are read here, tables written in :mod:`bioxfer.output`.
+
+Sequences come from FASTA, or from a CSV or TSV with the columns
+``id,sequence[,label][,split]``, one record at a time. Compression (gzip, bzip2, xz,
+Zstandard) is told by the first bytes, not by the name, and ``-`` is standard
+input. Bytes that are not UTF-8 survive from header to table (PEP 383,
+surrogateescape).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from bioxfer.errors import (
+    DuplicateIdError,
+    FormatError,
+    InputError,
+    LabelError,
+    UsageError,
+)
+from bioxfer.lines import (
+    BYTE_ORDER_MARK,
+    decode,
+    delimiters_for,
+    input_name,
+    open_lines,
+    read_rows,
+    split_header,
+    table_suffix,
+)
+from bioxfer.output import TableWriter, check_output, publish, table_format
+from bioxfer.sequences import SequenceRecord, remove_white_space
+
+__all__ = [
+    "Label",
+    "OnDuplicate",
+    "SequenceFormat",
+    "TableWriter",
+    "check_output",
+    "iter_sequences",
+    "match_labels",
+    "publish",
+    "read_labels",
+    "read_sequences",
+    "table_format",
+]
+
+OnDuplicate = Literal["error", "rename"]
+SequenceFormat = Literal["auto", "fasta", "csv", "tsv"]
+
+logger = logging.getLogger("bioxfer")
+
+_NAMED_AT_MOST = 3  # ids listed in a message before it says "..."
+
+# First bytes of what users hand over in place of a FASTA.
+_FOREIGN = (
+    (b"LOCUS ", "a GenBank file"),
+    (b"ID   ", "an EMBL or UniProt flat file"),
+    (b"CLUSTAL", "a Clustal alignment"),
+    (b"# STOCKHOLM", "a Stockholm alignment"),
+    (b"#NEXUS", "a NEXUS file"),
+    (b"HEADER    ", "a PDB structure"),
+    (b"ATOM  ", "a PDB structure"),
+    (b"data_", "an mmCIF structure"),
+    (b"@", "a FASTQ file"),
+    (b"<", "HTML or XML"),
+    (b"{\\rtf", "an RTF document"),
+    (b"{", "JSON"),
+    (b"%PDF", "a PDF document"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"PK\x03\x04", "a zip archive or an office document"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"PAR1", "a Parquet file"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"\xff\xfe", "UTF-16 text"),
+    (b"\xfe\xff", "UTF-16 text"),
+    (b"\x1f\x8b", "a file compressed twice"),
+)
+
+
+# --- sequences ---------------------------------------------------------------------------------------
+
+
+def iter_sequences(
+    path: str | os.PathLike[str],
+    *,
+    on_duplicate: OnDuplicate = "error",
+    format: SequenceFormat = "auto",
+) -> Iterator[SequenceRecord]:
+    """Read sequences one by one, in the file's order.
+
+    Parameters
+    ----------
+    path : path-like
+        FASTA, or CSV/TSV with columns ``id,sequence[,label][,split]``, plain or
+        compressed; ``-`` is standard input.
+    on_duplicate : {"error", "rename"}
+        Refuse a second record of the same id, or call it ``id_2``, ``id_3``, ...
+        (the old id stays in the description).
+    format : {"auto", "fasta", "csv", "tsv"}
+        Tell by the content, or insist.
+
+    Yields
+    ------
+    SequenceRecord
+        Memory holds one record and the ids seen. An empty file has no records.
+
+    Raises
+    ------
+    InputError
+        The file is missing or unreadable.
+    FormatError
+        It is not in the format, cut off or damaged.
+    DuplicateIdError
+        Two records have one id.
+    UsageError
+        An option is none of its choices.
+    """
+    if on_duplicate not in get_args(OnDuplicate):
+        raise UsageError(f"on_duplicate is {on_duplicate!r}; choose from 'error' and 'rename'")
+    if format not in get_args(SequenceFormat):
+        raise UsageError(f"format is {format!r}; choose from 'auto', 'fasta', 'csv' and 'tsv'")
+    # A missing file is an error here and now, not at the first record.
+    if os.fspath(path) != "-" and not os.path.exists(path):
+        raise InputError(f"no such file: {input_name(path)}; check the name and the folder")
+    return _unique(_parse_sequences(path, format), on_duplicate)
+
+
+def read_sequences(
+    path: str | os.PathLike[str],
+    *,
+    on_duplicate: OnDuplicate = "error",
+    format: SequenceFormat = "auto",
+) -> list[SequenceRecord]:
+    r"""Read all sequences of a file; :func:`iter_sequences` has the details.
+
+    Parameters
+    ----------
+    path : path-like
+        FASTA, CSV or TSV, plain or compressed; ``-`` is standard input.
+    on_duplicate : {"error", "rename"}
+        What to do with a second record of the same id.
+    format : {"auto", "fasta", "csv", "tsv"}
+        Tell by the content, or insist.
+
+    Returns
+    -------
+    list of SequenceRecord
+        In the file's order.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "crambin.fasta")
+    ...     size = path.write_text(">sp|P01542|CRAM_CRAAB Crambin\nTTCCPSIVARSNFNVCRL\nPGTPEALCATYTG\n")
+    ...     records = read_sequences(path)
+    >>> records[0].id, len(records[0].sequence), records[0].line
+    ('sp|P01542|CRAM_CRAAB', 31, 1)
+    """
+    return list(iter_sequences(path, on_duplicate=on_duplicate, format=format))
+
+
+def _parse_sequences(path: str | os.PathLike[str], format: SequenceFormat) -> Iterator[SequenceRecord]:
+    source = input_name(path)
+    start, lines = open_lines(path)
+    if not start:
+        return
+    if format == "fasta" or (format == "auto" and start.startswith(b">")):
+        yield from _parse_fasta(lines, source)
+    elif format in ("csv", "tsv") or _is_sequence_table(path, start):
+        delimiters = {"csv": ",", "tsv": "\t"}.get(format) or delimiters_for(path)
+        yield from _parse_table(lines, source, delimiters)
+    else:
+        for magic, what in _FOREIGN:
+            if start.startswith(magic):
+                raise FormatError(f"{source} looks like {what}, not like FASTA; convert it to FASTA first")
+        yield from _parse_fasta(lines, source)
+
+
+def _is_sequence_table(path: str | os.PathLike[str], start: bytes) -> bool:
+    first = decode(start.splitlines()[0])
+    if "\0" in first:
+        return False
+    return bool(table_suffix(path)) or any("sequence" in split_header(first, each) for each in ",\t;")
+
+
+def _parse_fasta(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[SequenceRecord]:
+    header: bytes | None = None
+    header_line = 0
+    parts: list[bytes] = []
+    for number, line in lines:
+        if line.startswith(BYTE_ORDER_MARK + b">"):  # joined files may carry a byte-order mark in their midst
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if line.startswith(b">"):
+            if header is not None:
+                yield _fasta_record(header, parts, source, header_line)
+            header, header_line, parts = line[1:].rstrip(b"\r\n"), number, []
+        elif header is not None:
+            if b">" in line and b"<" not in line:
+                logger.warning(
+                    "%s, line %d: a '>' amid a sequence; if a record starts there, a line end is missing",
+                    source,
+                    number,
+                )
+            parts.append(line)
+        elif not line.isspace():
+            text = decode(line).strip()
+            raise FormatError(
+                f"{source}, line {number}: {text[:30]!r} stands where the first '>' should; "
+                "this is not FASTA, or its first header is lost"
+            )
+    if header is not None:
+        yield _fasta_record(header, parts, source, header_line)
+
+
+def _fasta_record(header: bytes, parts: list[bytes], source: str, line: int) -> SequenceRecord:
+    # Split as bytes: to str.split, U+00A0 and U+0085 inside an id would be white space too.
+    identifier = decode(re.split(rb"[ \t\v\f]", header, maxsplit=1)[0])
+    if not identifier:
+        raise FormatError(f"{source}, line {line}: no id after '>'; a record's id must follow it at once")
+    sequence = remove_white_space(decode(b"".join(parts)))
+    return SequenceRecord(identifier, sequence, decode(header), source, line)
+
+
+def _parse_table(
+    lines: Iterable[tuple[int, bytes]], source: str, delimiters: str
+) -> Iterator[SequenceRecord]:
+    for line, row in read_rows(
+        lines, source, delimiters, required=("id", "sequence"), optional=("label", "split")
+    ):
+        identifier = row["id"]
+        if not identifier.strip():
+            raise FormatError(f"{source}, line {line}: the id is empty; give every row an id")
+        yield SequenceRecord(
+            identifier,
+            remove_white_space(row["sequence"]),
+            identifier,
+            source,
+            line,
+            row.get("label") or None,
+            row.get("split") or None,
+        )
+
+
+def _unique(records: Iterable[SequenceRecord], on_duplicate: OnDuplicate) -> Iterator[SequenceRecord]:
+    line_of: dict[str, int] = {}
+    copies: dict[str, int] = {}
+    for record in records:
+        identifier = record.id
+        if identifier in line_of:
+            if on_duplicate == "error":
+                raise DuplicateIdError(
+                    f"{record.source}, line {record.line}: id {identifier!r} is already used in line "
+                    f"{line_of[identifier]}; make ids unique or use --on-duplicate rename"
+                )
+            number = copies.get(identifier, 1)
+            while identifier in line_of:
+                number += 1
+                identifier = f"{record.id}_{number}"
+            copies[record.id] = number
+            record = replace(record, id=identifier)
+        line_of[identifier] = record.line
+        yield record
+
+
+# --- labels ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a label table says of one id.
+
+    Attributes
+    ----------
+    label : str
+        Verbatim: ``NA``, ``007`` and ``1e5`` stay what they are.
+    split : str or None
+        The cell of the split column; None if there is no such column or it is empty.
+    line : int
+        Line of the row in its file, counted from 1.
+    """
+
+    label: str
+    split: str | None
+    line: int
+
+
+def read_labels(
+    path: str | os.PathLike[str],
+    *,
+    id_column: str = "id",
+    label_column: str = "label",
+    split_column: str = "split",
+) -> dict[str, Label]:
+    """Read a table of labels, CSV or TSV, plain or compressed.
+
+    Parameters
+    ----------
+    path : path-like
+        The table; ``-`` is standard input.
+    id_column, label_column : str
+        Names of columns that must be there.
+    split_column : str
+        Name of a column that may be there.
+
+    Returns
+    -------
+    dict of str to Label
+        By id, in the file's order. A row with an empty label is left out: its
+        record has no label, and :func:`match_labels` counts it so.
+
+    Raises
+    ------
+    LabelError
+        A column is missing, an id is empty, or an id has two different labels or splits.
+    InputError, FormatError
+        The file cannot be read.
+    """
+    source = input_name(path)
+    _, lines = open_lines(path)
+    labels: dict[str, Label] = {}
+    rows = read_rows(
+        lines,
+        source,
+        delimiters_for(path),
+        required=(id_column, label_column),
+        optional=(split_column,),
+        header_error=LabelError,
+    )
+    for line, row in rows:
+        identifier, text = row[id_column], row[label_column]
+        if not identifier.strip():
+            raise LabelError(f"{source}, line {line}: the id is empty; give every row an id")
+        if not text:
+            continue
+        label = Label(text, row.get(split_column) or None, line)
+        first = labels.setdefault(identifier, label)
+        if (first.label, first.split) != (label.label, label.split):
+            raise LabelError(
+                f"{source}, line {line}: id {identifier!r} is {_describe(label)} here and "
+                f"{_describe(first)} in line {first.line}; keep one of the rows"
+            )
+    return labels
+
+
+def _describe(label: Label) -> str:
+    return repr(label.label) if label.split is None else f"{label.label!r} in split {label.split!r}"
+
+
+def match_labels(
+    records: Iterable[SequenceRecord], labels: dict[str, Label], *, source: str
+) -> tuple[list[SequenceRecord], str]:
+    """Give each record the label of its id.
+
+    Parameters
+    ----------
+    records : iterable of SequenceRecord
+        The sequences.
+    labels : dict of str to Label
+        What :func:`read_labels` returns.
+    source : str
+        The label table's name, for messages.
+
+    Returns
+    -------
+    matched : list of SequenceRecord
+        The records that have a label, in their order, `label` and `split` filled in.
+    report : str
+        How many fit, and the first names of those on either side that do not.
+
+    Raises
+    ------
+    LabelError
+        No id is on both sides.
+
+    Examples
+    --------
+    >>> records = [SequenceRecord("a", "MKV"), SequenceRecord("b", "MLL")]
+    >>> matched, report = match_labels(records, {"b": Label("x", None, 2)}, source="labels.csv")
+    >>> report
+    '1 of 2 records have a label in labels.csv; 1 record without a label (a)'
+    """
+    matched, without, seen = [], [], set()
+    for record in records:
+        label = labels.get(record.id)
+        if label is None:
+            without.append(record.id)
+        else:
+            seen.add(record.id)
+            matched.append(replace(record, label=label.label, split=label.split))
+    unused = [identifier for identifier in labels if identifier not in seen]
+    if not matched:
+        raise LabelError(
+            f"none of {len(without)} records has a label in {source}: the records are called "
+            f"{_first(without)}, the labels {_first(unused)}; ids must be equal letter by letter"
+        )
+    notes = [f"{len(matched)} of {len(matched) + len(without)} records have a label in {source}"]
+    if without:
+        notes.append(f"{len(without)} record{'s' * (len(without) > 1)} without a label ({_first(without)})")
+    if unused:
+        notes.append(f"{len(unused)} label{'s' * (len(unused) > 1)} without a record ({_first(unused)})")
+    return matched, "; ".join(notes)
+
+
+def _first(ids: Sequence[str]) -> str:
+    named = ", ".join(ids[:_NAMED_AT_MOST]) or "nothing"
+    return f"{named}, ..." if len(ids) > _NAMED_AT_MOST else named

@@ -1,0 +1,401 @@
+"""Predict: the conductor that takes records through backbone and heads to rows.
+
+``read_sequences`` → `embed_records` → `TrainedHead` → rows → `TableWriter`. The
+stages never call one another; they meet here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from bioxfer.backbones import Backbone, load_backbone
+from bioxfer.cache import EmbeddingCache
+from bioxfer.embedding import EmbeddedRecord, Long, embed_records
+from bioxfer.engine import BATCH_TOKENS, Vector
+from bioxfer.errors import UnknownModelError, UsageError
+from bioxfer.heads import TrainedHead
+from bioxfer.io import OnDuplicate, iter_sequences
+from bioxfer.output import TableWriter
+from bioxfer.sequences import OnInvalid, SequenceRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Summary", "list_heads", "load_head", "load_heads", "predict", "predict_rows", "write_predictions"]
+
+logger = logging.getLogger(__name__)
+
+READY_HEADS = Path(__file__).parent / "weights" / "heads"
+"""Heads inside the package, one ``NAME.safetensors`` each."""
+
+_ROWS_AT_ONCE = 512  # proteins that a head sees together
+
+Shape = Literal["wide", "long"]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What became of the records.
+
+    Attributes
+    ----------
+    statuses : Counter
+        Records by status.
+    """
+
+    statuses: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def records(self) -> int:
+        """Number of records, each of which has its row."""
+        return sum(self.statuses.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
+        return f"{self.records} record{'s' * (self.records != 1)}" + (f": {parts}" if parts else "")
+
+
+def list_heads() -> list[str]:
+    """Name the ready heads of the embedded backbone, in alphabetical order."""
+    return sorted(path.stem for path in READY_HEADS.glob("*.safetensors"))
+
+
+def load_head(name_or_path: str | os.PathLike[str]) -> TrainedHead:
+    """Load a ready head by its name, or any head by its file.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        A name of `list_heads`, or a ``.safetensors`` file that `bioxfer train` wrote.
+
+    Raises
+    ------
+    UnknownModelError
+        If there is neither such a head nor such a file.
+    HeadFileError
+        If the file is damaged or foreign.
+    """
+    wanted = os.fspath(name_or_path)
+    if wanted in list_heads():
+        return TrainedHead.load(READY_HEADS / f"{wanted}.safetensors")
+    if Path(wanted).is_file():
+        return TrainedHead.load(wanted)
+    known = ", ".join(list_heads()) or "none in this installation"
+    raise UnknownModelError(f"no head {wanted!r}: neither a file nor a ready head ({known})")
+
+
+def load_heads(
+    heads: Sequence[str | os.PathLike[str] | TrainedHead] | None = None,
+) -> list[TrainedHead]:
+    """Load heads that can run together: one backbone, one layer, distinct names.
+
+    Parameters
+    ----------
+    heads : sequence of str, path or TrainedHead, optional
+        All ready heads if not given.
+
+    Raises
+    ------
+    UsageError
+        If two heads need different backbones or layers, or carry one name.
+    """
+    wanted: Sequence[str | os.PathLike[str] | TrainedHead] = list_heads() if heads is None else heads
+    if not wanted:
+        raise UsageError("no head was given, and this installation has no ready ones; name a head file")
+    loaded = [head if isinstance(head, TrainedHead) else load_head(head) for head in wanted]
+    first = loaded[0]
+    for head in loaded[1:]:
+        if (head.fingerprint, head.layer) != (first.fingerprint, first.layer):
+            raise UsageError(
+                f"heads {first.name} ({first.backbone}, layer {first.layer}) and {head.name} "
+                f"({head.backbone}, layer {head.layer}) read different embeddings; run them one at a time"
+            )
+    for name, count in Counter(head.name for head in loaded).items():
+        if count > 1:
+            raise UsageError(f"{count} heads are called {name!r}; give each head once")
+    return loaded
+
+
+def predict_rows(
+    records: Iterable[SequenceRecord],
+    heads: Sequence[TrainedHead],
+    backbone: Backbone,
+    *,
+    shape: Shape = "wide",
+    probabilities: bool = False,
+    long: Long = "window",
+    on_invalid: OnInvalid = "x",
+    degap: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    cache: EmbeddingCache | None = None,
+    fp32: Callable[[], Backbone] | None = None,
+    progress: Callable[[int], object] | None = None,
+    summary: Summary | None = None,
+) -> tuple[list[str], Iterator[list[object]]]:
+    """Name the columns of a prediction table, and yield its rows.
+
+    Parameters
+    ----------
+    records : iterable of SequenceRecord
+        Read as they are needed.
+    heads : sequence of TrainedHead
+        What `load_heads` returned.
+    backbone : Backbone
+        The heads' own; another one is refused.
+    shape : {"wide", "long"}, optional
+        One row per record, or one per record, head and class.
+    probabilities : bool, optional
+        Whether a wide table has one column per class.
+    long, on_invalid, degap, batch_tokens, cache, fp32, progress
+        See `embed_records`.
+    summary : Summary, optional
+        Counts the records as their rows are made.
+
+    Returns
+    -------
+    columns : list of str
+        The table's header.
+    rows : iterator of list
+        Cells; a record that was skipped or failed has empty ones.
+
+    Raises
+    ------
+    FingerprintError
+        If a head was trained on another backbone.
+    """
+    for head in heads:
+        head.check_backbone(backbone)
+    embedded = embed_records(
+        records,
+        backbone,
+        layer=heads[0].layer,
+        pools=[head.pool for head in heads],
+        long=long,
+        on_invalid=on_invalid,
+        degap=degap,
+        batch_tokens=batch_tokens,
+        cache=cache,
+        fp32=fp32,
+        progress=progress,
+    )
+    make_rows = _wide_rows if shape == "wide" else _long_rows
+    columns = (
+        ["id", "length", "status", "message", *(c for head in heads for c in _columns(head, probabilities))]
+        if shape == "wide"
+        else ["id", "length", "status", "message", "head", "rank", "label", "score"]
+    )
+
+    def rows() -> Iterator[list[object]]:
+        while some := list(islice(embedded, _ROWS_AT_ONCE)):
+            if summary is not None:
+                summary.statuses.update(each.status for each in some)
+            yield from make_rows(some, heads, probabilities)
+
+    return columns, rows()
+
+
+def _columns(head: TrainedHead, probabilities: bool) -> list[str]:
+    classes = [f"{head.name}_p_{label}" for label in head.labels] if probabilities else []
+    return [head.name, f"{head.name}_score", f"{head.name}_nearest", f"{head.name}_flag", *classes]
+
+
+def _wide_rows(
+    some: Sequence[EmbeddedRecord], heads: Sequence[TrainedHead], probabilities: bool
+) -> Iterator[list[object]]:
+    table: list[list[object]] = [[e.record.id, e.length, e.status, e.message] for e in some]
+    for head in heads:
+        blank: list[object] = [""] * len(_columns(head, probabilities))
+        places, features = _features(some, head)
+        cells = dict(zip(places, _judge(head, features, probabilities), strict=True))
+        for place, row in enumerate(table):
+            row.extend(cells.get(place, blank))
+    yield from table
+
+
+def _judge(head: TrainedHead, features: Vector, probabilities: bool) -> Iterator[list[object]]:
+    if not len(features):
+        return
+    chances = head.predict_proba(features) if probabilities else np.empty((len(features), 0))
+    for decision, neighbour, row in zip(head.predict(features), head.nearest(features), chances, strict=True):
+        yield [
+            decision.label,
+            _number(decision.score),
+            f"{neighbour.id} {neighbour.similarity:.3f}",
+            head.flag(neighbour.similarity),
+            *map(_number, row),
+        ]
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def _long_rows(
+    some: Sequence[EmbeddedRecord], heads: Sequence[TrainedHead], probabilities: bool
+) -> Iterator[list[object]]:
+    judged: list[dict[int, Vector]] = []
+    for head in heads:
+        places, features = _features(some, head)
+        chances = head.predict_proba(features) if places else np.empty((0, len(head.labels)))
+        judged.append(dict(zip(places, chances, strict=True)))
+    for place, e in enumerate(some):
+        stem: list[object] = [e.record.id, e.length, e.status, e.message]
+        for head, chances_of in zip(heads, judged, strict=True):
+            if place not in chances_of:
+                yield [*stem, head.name, "", "", ""]
+                continue
+            row = chances_of[place]
+            for rank, number in enumerate(np.argsort(-row, kind="stable").tolist(), start=1):
+                yield [*stem, head.name, rank, head.labels[number], _number(row[number])]
+
+
+def _features(some: Sequence[EmbeddedRecord], head: TrainedHead) -> tuple[list[int], Vector]:
+    vectors = [(place, e.vector(head.pool)) for place, e in enumerate(some)]
+    there = [(place, vector) for place, vector in vectors if vector is not None]
+    return [place for place, _ in there], np.array([vector for _, vector in there], dtype=np.float32)
+
+
+def predict(
+    records: str | os.PathLike[str] | Iterable[str | SequenceRecord],
+    *,
+    heads: Sequence[str | os.PathLike[str] | TrainedHead] | None = None,
+    probabilities: bool = False,
+    precision: str = "fp32",
+    device: str = "cpu",
+    threads: int | None = None,
+    long: Long = "window",
+    on_invalid: OnInvalid = "x",
+    on_duplicate: OnDuplicate = "error",
+    degap: bool = False,
+    cache: EmbeddingCache | None = None,
+    offline: bool = False,
+) -> pd.DataFrame:
+    """Predict with ready or own heads, one row per protein.
+
+    Parameters
+    ----------
+    records : path, or iterable of str or SequenceRecord
+        A file that `read_sequences` reads, or sequences.
+    heads : sequence of str, path or TrainedHead, optional
+        Names of ready heads, or files; every ready head if not given.
+    probabilities : bool, optional
+        Whether to add one column per class.
+    precision, device, threads, offline
+        How to load the heads' backbone, see `load_backbone`.
+    long, on_invalid, degap, cache
+        See `embed_records`.
+    on_duplicate : {"error", "rename"}, optional
+        What to do with equal ids of a file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``N`` rows in input order: ``id, length, status, message`` and, for each
+        head, its label, calibrated score, nearest training protein with its
+        cosine similarity, and ``in-domain`` or ``far``.
+
+    Examples
+    --------
+    >>> import bioxfer as bx
+    >>> table = bx.predict(["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"], heads=["structure_class"])
+    >>> list(table.columns[:6])
+    ['id', 'length', 'status', 'message', 'structure_class', 'structure_class_score']
+    """
+    import pandas as pd
+
+    from bioxfer.embedding import as_records
+
+    loaded = load_heads(heads)
+    backbone = load_backbone(
+        loaded[0].backbone, precision=precision, device=device, threads=threads, offline=offline
+    )
+    columns, rows = predict_rows(
+        as_records(records, on_duplicate=on_duplicate),
+        loaded,
+        backbone,
+        probabilities=probabilities,
+        long=long,
+        on_invalid=on_invalid,
+        degap=degap,
+        cache=cache,
+    )
+    table = pd.DataFrame(rows, columns=columns)
+    scores = [
+        c
+        for h in loaded
+        for c in _columns(h, probabilities)
+        if c.startswith((f"{h.name}_score", f"{h.name}_p_"))
+    ]
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in scores})
+
+
+def write_predictions(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    heads: Sequence[TrainedHead],
+    backbone: Backbone,
+    *,
+    on_duplicate: OnDuplicate = "error",
+    shape: Shape = "wide",
+    probabilities: bool = False,
+    long: Long = "window",
+    on_invalid: OnInvalid = "x",
+    degap: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    cache: EmbeddingCache | None = None,
+    fp32: Callable[[], Backbone] | None = None,
+    excel_safe: bool = False,
+    overwrite: bool = True,
+    progress: Callable[[int], object] | None = None,
+) -> Summary:
+    """Predict from a file into a table that appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        Sequences; ``-`` is standard input.
+    out : path
+        The table, its format told by its suffix; ``-`` is standard output.
+    heads, backbone, shape, probabilities, long, on_invalid, degap, batch_tokens, cache, fp32, progress
+        See `predict_rows`.
+    on_duplicate : {"error", "rename"}, optional
+        See `iter_sequences`.
+    excel_safe, overwrite : bool, optional
+        See `TableWriter`.
+
+    Returns
+    -------
+    Summary
+        Records by status.
+    """
+    summary = Summary()
+    columns, rows = predict_rows(
+        iter_sequences(path, on_duplicate=on_duplicate),
+        heads,
+        backbone,
+        shape=shape,
+        probabilities=probabilities,
+        long=long,
+        on_invalid=on_invalid,
+        degap=degap,
+        batch_tokens=batch_tokens,
+        cache=cache,
+        fp32=fp32,
+        progress=progress,
+        summary=summary,
+    )
+    with TableWriter(out, columns, excel_safe=excel_safe, overwrite=overwrite) as table:
+        table.write(rows)
+    if not summary.records:
+        logger.warning("%s holds no sequence; the table has its header only", path)
+    return summary

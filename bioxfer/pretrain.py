@@ -1,0 +1,477 @@
+"""Train an embedded backbone: masked residues, and source tasks beside them.
+
+The objective is ``L = L_mlm + λ · Σ L_source``. Every batch is a pack of crops
+from the corpus and, at a chosen share, from labelled source tables; all of it
+is masked and predicted, and the crops with labels answer for those too, so a
+source task costs no second pass.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bioxfer.backbones import resolve_precision
+from bioxfer.backbones.compact import BOS, EOS, CompactConfig, CompactModel, save_compact
+from bioxfer.backbones.packing import Pack
+from bioxfer.corpus import (
+    IGNORED,
+    ORDINARY,
+    Batch,
+    Corpus,
+    Crop,
+    CropSampler,
+    SourceTable,
+    mask_and_pack,
+    read_source,
+)
+from bioxfer.errors import InputError, UsageError
+
+__all__ = ["PretrainOptions", "learning_rate_at", "masked_perplexity", "pretrain"]
+
+log = logging.getLogger("bioxfer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainOptions:
+    """How to train; every field is written to the card.
+
+    Attributes
+    ----------
+    width, layers, window : int
+        Shape, see `CompactConfig`.
+    minutes : float or None
+        Training time; the learning-rate schedule follows the clock. Exactly one
+        of `minutes` and `steps` is given.
+    steps : int or None
+        Number of optimiser steps; the schedule follows the steps.
+    batch_tokens : int
+        Tokens of one step.
+    crop, long_crop, long_share : int, int, float
+        Crops are `crop` tokens long at most, a share of them `long_crop`.
+    learning_rate : float
+        Peak, reached after the first 2% and then falling to zero in a straight line.
+    weight_decay : float
+        Decoupled, on matrices.
+    optimizer : {"muon", "adamw"}
+        What moves the matrices inside the blocks; the rest is AdamW's.
+    mask_share : float
+        Share of residues that are asked for.
+    lam : float
+        Weight λ of the source tasks.
+    source_share : float
+        Share of the crops that come from source tables.
+    seed : int
+        Of everything random.
+    """
+
+    width: int = 256
+    layers: int = 5
+    window: int = 1022
+    minutes: float | None = None
+    steps: int | None = None
+    batch_tokens: int = 12_288
+    crop: int = 256
+    long_crop: int = 1024
+    long_share: float = 0.1
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    optimizer: str = "muon"
+    mask_share: float = 0.15
+    lam: float = 0.5
+    source_share: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise UsageError("give either minutes or steps, and not both")
+        if self.lam < 0 or not math.isfinite(self.lam):
+            raise UsageError(f"λ is {self.lam}; it must be a finite number that is not negative")
+        if self.optimizer not in ("muon", "adamw"):
+            raise UsageError(f"optimizer is {self.optimizer!r}; choose 'muon' or 'adamw'")
+        if self.width % 64 or self.width <= 0 or self.layers < 1:
+            raise UsageError(
+                f"width {self.width} must be a multiple of 64, and layers {self.layers} at least 1"
+            )
+
+
+class _Trunk(nn.Module):
+    """The backbone with one linear read-out per source output."""
+
+    def __init__(self, model: CompactModel, sources: Sequence[SourceTable]) -> None:
+        super().__init__()
+        self.model = model
+        self.read_outs = nn.ModuleList(
+            nn.ModuleList(nn.Linear(model.config.width, count) for count in source.classes)
+            for source in sources
+        )
+        for parameter in self.read_outs.parameters():
+            nn.init.zeros_(parameter)
+
+    def losses(self, batch: Batch) -> dict[int, Tensor]:
+        """Losses of one batch: -1 is the masked residues, others by source number."""
+        (hidden,) = self.model(batch.pack)
+        found = {-1: F.cross_entropy(self.model.lm_head(hidden[batch.asked]).float(), batch.answers)}
+        for source, (places, classes) in batch.residue_targets.items():
+            logits = self._outputs(source)[0](hidden[places]).float()
+            found[source] = F.cross_entropy(logits, classes)
+        for source, (members, table) in batch.protein_targets.items():
+            pooled = _mean_of_segments(hidden, batch.pack)[members]
+            parts = [
+                F.cross_entropy(output(pooled).float(), table[:, column])
+                for column, output in enumerate(self._outputs(source))
+                if bool((table[:, column] != IGNORED).any())
+            ]
+            if parts:
+                found[source] = torch.stack(parts).mean()
+        return found
+
+    def _outputs(self, source: int) -> nn.ModuleList:
+        outputs = self.read_outs[source]
+        assert isinstance(outputs, nn.ModuleList)
+        return outputs
+
+
+def _mean_of_segments(hidden: Tensor, pack: Pack) -> Tensor:
+    sums = hidden.new_zeros(len(pack.lengths), hidden.shape[1]).index_add(0, pack.segments, hidden)
+    return sums / torch.tensor(pack.lengths, device=hidden.device).unsqueeze(1)
+
+
+def masked_perplexity(
+    model: CompactModel,
+    proteins: Corpus,
+    *,
+    reference: Corpus | None = None,
+    batch_tokens: int = 16_384,
+    mask_share: float = 0.15,
+    seed: int = 1,
+) -> dict[str, float]:
+    """Perplexity on masked residues, beside two models that know no context.
+
+    Everything asked for is hidden; nothing is left to copy.
+
+    Parameters
+    ----------
+    model : CompactModel
+        The model to judge.
+    proteins : Corpus
+        Held-out proteins; each is seen up to the model's window.
+    reference : Corpus, optional
+        Where the baselines count residues and residue pairs; none are given without it.
+    batch_tokens : int, optional
+        Tokens of one pass.
+    mask_share : float, optional
+        Share of residues asked for.
+    seed : int, optional
+        Of the mask; the same seed asks for the same residues.
+
+    Returns
+    -------
+    dict
+        ``perplexity``, ``accuracy``, ``residues_asked`` and, with `reference`,
+        ``unigram`` and ``previous_residue`` perplexities at the same places.
+    """
+    limit = model.config.window + 2
+    order = np.argsort(np.diff(proteins.offsets), kind="stable")
+    framed = (np.concatenate(([BOS], proteins[i], [EOS])).astype(np.uint8)[:limit] for i in order)
+    total, right, count = 0.0, 0, 0
+    single, double = 0.0, 0.0
+    if reference is not None:
+        log_single, log_double = _count_residues(reference)
+    training = model.training
+    model.eval()
+    for number, crops in enumerate(_fill(framed, batch_tokens)):
+        batch = mask_and_pack(
+            [Crop(c) for c in crops], np.random.default_rng((seed, number)), mask_share, shown=0.0
+        )
+        with torch.inference_mode(), _autocast():
+            (hidden,) = model(batch.pack)
+            logits = model.lm_head(hidden[batch.asked]).float()
+        total += float(F.cross_entropy(logits, batch.answers, reduction="sum"))
+        right += int((logits.argmax(1) == batch.answers).sum())
+        count += len(batch.answers)
+        if reference is not None:
+            clear = np.concatenate([crops[i] for i in batch.pack.order])
+            asked, answers = batch.asked.numpy(), batch.answers.numpy()
+            single -= float(log_single[answers].sum())
+            double -= float(log_double[clear[asked - 1], answers].sum())
+    model.train(training)
+    scores = {
+        "perplexity": math.exp(total / count),
+        "accuracy": right / count,
+        "residues_asked": float(count),
+    }
+    if reference is not None:
+        scores |= {"unigram": math.exp(single / count), "previous_residue": math.exp(double / count)}
+    return scores
+
+
+def _count_residues(corpus: Corpus) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log frequencies of residues, and of residues after each token, with one added to each count."""
+    size = EOS + 1
+    singles = np.bincount(corpus.tokens, minlength=size)[:ORDINARY] + 1.0
+    before = np.concatenate(([BOS], corpus.tokens[:-1]))
+    before[corpus.offsets[:-1][np.diff(corpus.offsets) > 0]] = BOS
+    pairs = np.bincount(before.astype(np.int64) * size + corpus.tokens, minlength=size * size)
+    doubles = pairs.reshape(size, size)[:, :ORDINARY] + 1.0
+    return np.log(singles / singles.sum()), np.log(doubles / doubles.sum(1, keepdims=True))
+
+
+def _fill(items: Iterator[NDArray[np.uint8]], room: int) -> Iterator[list[NDArray[np.uint8]]]:
+    held: list[NDArray[np.uint8]] = []
+    for item in items:
+        if held and sum(map(len, held)) + len(item) > room:
+            yield held
+            held = []
+        held.append(item)
+    if held:
+        yield held
+
+
+def _autocast() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=resolve_precision("auto", device="cpu") == "bf16")
+
+
+def _optimizers(trunk: _Trunk, options: PretrainOptions) -> list[torch.optim.Optimizer]:
+    matrices, others, plain = [], [], []
+    for name, parameter in trunk.named_parameters():
+        inside = "blocks" in name and parameter.ndim == 2 and "neighbours" not in name
+        if inside and options.optimizer == "muon":
+            matrices.append(parameter)
+        elif parameter.ndim == 2:
+            others.append(parameter)
+        else:
+            plain.append(parameter)
+    groups = [
+        {"params": others, "weight_decay": options.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), eps=1e-8)
+    ]
+    if matrices:
+        found.append(
+            torch.optim.Muon(
+                matrices,
+                lr=options.learning_rate,
+                weight_decay=options.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return found
+
+
+def learning_rate_at(progress: float, *, warmup: float = 0.02) -> float:
+    """Factor on the peak learning rate when ``progress`` (0 to 1) of the training is done."""
+    if progress < warmup:
+        return max(progress, 1e-3 * warmup) / warmup
+    return max(0.0, (1.0 - progress) / (1.0 - warmup))
+
+
+def pretrain(
+    corpus: Sequence[str | Path],
+    out: str | Path,
+    *,
+    options: PretrainOptions,
+    valid: str | Path | None = None,
+    sources: Sequence[str | Path] = (),
+    exclude: Sequence[str | Path] = (),
+    checkpoint: str | Path | None = None,
+    checkpoint_minutes: float = 5.0,
+    report_every: int = 100,
+) -> dict[str, Any]:
+    """Train a compact backbone and write its weights with their card.
+
+    Parameters
+    ----------
+    corpus : sequence of path
+        Files for `Corpus.read`.
+    out : path
+        Weights to write, ``.safetensors``.
+    options : PretrainOptions
+        How to train.
+    valid : path, optional
+        Held-out proteins for the perplexity.
+    sources : sequence of path
+        Tables for `read_source`.
+    exclude : sequence of path
+        Tables of test proteins; source rows that resemble one are left out.
+        A table with a ``split`` column counts only with its rows whose split
+        begins with ``test`` or ``valid``.
+    checkpoint : path, optional
+        State to write now and then, and to go on from if it is there.
+    checkpoint_minutes : float, optional
+        Minutes between checkpoints.
+    report_every : int, optional
+        Steps between lines of progress in the log.
+
+    Returns
+    -------
+    dict
+        The card.
+    """
+    proteins = Corpus.read(corpus)
+    if not len(proteins):
+        raise InputError(
+            f"{', '.join(map(str, corpus))}: no sequence to learn from; give a FASTA with proteins"
+        )
+    held_out = Corpus.read([valid]) if valid is not None else None
+    unlike = [sequence for path in exclude for sequence in _test_sequences(path)]
+    tables = [read_source(path, unlike=unlike) for path in sources]
+
+    torch.manual_seed(options.seed)
+    model = CompactModel(CompactConfig(width=options.width, layers=options.layers, window=options.window))
+    trunk = _Trunk(model, tables)
+    optimizers = _optimizers(trunk, options)
+    sampler = CropSampler(
+        proteins,
+        tables,
+        batch_tokens=options.batch_tokens,
+        crop=options.crop,
+        long_crop=options.long_crop,
+        long_share=options.long_share,
+        source_share=options.source_share,
+        mask_share=options.mask_share,
+        seed=options.seed,
+    )
+    names = {-1: "mlm"} | {number: table.name for number, table in enumerate(tables)}
+
+    step, spent, tokens = 0, 0.0, 0
+    if checkpoint is not None and Path(checkpoint).exists():
+        step, spent, tokens = _restore(Path(checkpoint), trunk, optimizers, sampler, options)
+        log.info("going on from step %d of %s", step, checkpoint)
+    history: list[dict[str, float]] = []
+    means: dict[str, float] = {}
+    last, saved = time.monotonic(), spent
+    trunk.train()
+    while True:
+        done = step / options.steps if options.steps else spent / (60 * (options.minutes or 1))
+        if done >= 1:
+            break
+        batch = sampler.batch(step)
+        with _autocast():
+            losses = trunk.losses(batch)
+        loss = losses[-1] + options.lam * sum((v for k, v in losses.items() if k >= 0), torch.zeros(()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * learning_rate_at(done)
+            optimizer.step()
+            optimizer.zero_grad()
+        step += 1
+        tokens += len(batch.pack.tokens)
+        now = time.monotonic()
+        spent, last = spent + now - last, now
+        for key, value in losses.items():
+            means[names[key]] = 0.98 * means.get(names[key], value.item()) + 0.02 * value.item()
+        if step % report_every == 0:
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in sorted(means.items()))
+            log.info("step %d  %.1f min  %.0f tokens/s  %s", step, spent / 60, tokens / spent, shown)
+            history.append({"step": step, "minutes": round(spent / 60, 2), **means})
+        if checkpoint is not None and spent - saved > 60 * checkpoint_minutes:
+            saved = spent
+            _save(Path(checkpoint), trunk, optimizers, sampler, options, (step, spent, tokens))
+    if checkpoint is not None:
+        _save(Path(checkpoint), trunk, optimizers, sampler, options, (step, spent, tokens))
+
+    card: dict[str, Any] = {
+        "objective": "masked residues" + (" + λ · source tasks" if tables else ""),
+        "corpus": {
+            "files": [Path(p).name for p in corpus],
+            "sequences": len(proteins),
+            "residues": len(proteins.tokens),
+        },
+        "sources": {t.name: {"proteins": len(t.proteins), "classes": list(t.classes)} for t in tables},
+        "excluded_like": [Path(p).name for p in exclude],
+        "options": asdict(options),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": step,
+        "tokens": tokens,
+        "minutes": round(spent / 60, 1),
+        "torch": torch.__version__,
+        "history": history[:: max(1, len(history) // 50)],
+    }
+    if held_out is not None:
+        card["validation"] = masked_perplexity(model, held_out, reference=proteins)
+    save_compact(model, out, card=card)
+    return card
+
+
+def _test_sequences(path: str | Path) -> list[str]:
+    from bioxfer.io import iter_sequences
+
+    records = list(iter_sequences(path))
+    chosen = [r for r in records if r.split is None or r.split.startswith(("test", "valid"))]
+    return [record.sequence.upper() for record in chosen]
+
+
+def _state(trunk: _Trunk, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    tensors = {f"trunk.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    for number, optimizer in enumerate(optimizers):
+        for place, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"optimizer.{number}.{place}.{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def _save(
+    path: Path,
+    trunk: _Trunk,
+    optimizers: Sequence[torch.optim.Optimizer],
+    sampler: CropSampler,
+    options: PretrainOptions,
+    counts: tuple[int, float, int],
+) -> None:
+    from safetensors.torch import save_file
+
+    from bioxfer.output import publish
+
+    tensors = {name: t.detach().clone().contiguous() for name, t in _state(trunk, optimizers).items()}
+    state = {"counts": counts, "cursors": sampler.cursors, "options": asdict(options)}
+    with publish(path) as temporary:
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+
+
+def _restore(
+    path: Path,
+    trunk: _Trunk,
+    optimizers: Sequence[torch.optim.Optimizer],
+    sampler: CropSampler,
+    options: PretrainOptions,
+) -> tuple[int, float, int]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    free = ("minutes", "steps", "learning_rate")
+    before, now = state["options"], asdict(options)
+    if changed := [k for k in now if k not in free and before.get(k) != now[k]]:
+        raise UsageError(
+            f"{path}: the checkpoint was made with other options ({', '.join(changed)}); "
+            "give the same options or another checkpoint"
+        )
+    trunk.load_state_dict({n[len("trunk.") :]: t for n, t in tensors.items() if n.startswith("trunk.")})
+    for number, optimizer in enumerate(optimizers):
+        whole = optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimizer.{number}."):
+                _, _, place, key = name.split(".")
+                whole["state"].setdefault(int(place), {})[key] = tensor
+        optimizer.load_state_dict(whole)
+    sampler.cursors = list(state["cursors"])
+    step, spent, tokens = state["counts"]
+    return int(step), float(spent), int(tokens)

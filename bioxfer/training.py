@@ -1,0 +1,377 @@
+"""Train and evaluate from files: the conductor from labelled records to a head and its card."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bioxfer.backbones import Backbone
+from bioxfer.cache import EmbeddingCache
+from bioxfer.clusters import cluster_sequences
+from bioxfer.embedding import Long, embed_records, resolve_layer
+from bioxfer.engine import BATCH_TOKENS
+from bioxfer.errors import LabelError, UsageError
+from bioxfer.evaluate import audit_leakage, score_predictions
+from bioxfer.heads import TrainedHead
+from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
+from bioxfer.sequences import OnInvalid, SequenceRecord, clean_protein
+from bioxfer.transfer import HeadChoice, train_head
+
+__all__ = ["describe_card", "evaluate_from_files", "read_labelled", "train_from_files"]
+
+log = logging.getLogger("bioxfer")
+
+SplitBy = Literal["homology", "random", "column"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    records: list[SequenceRecord]
+    residues: list[str]
+    features: npt.NDArray[np.float32]  # (N, F), NaN where a record has no vector
+
+    @property
+    def labels(self) -> list[str]:
+        return [record.label or "" for record in self.records]
+
+
+def read_labelled(
+    source: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None,
+    *,
+    on_duplicate: OnDuplicate = "error",
+) -> list[SequenceRecord]:
+    """Read records with their labels, from one table or from sequences and a label file.
+
+    Parameters
+    ----------
+    source : path
+        FASTA, or a table that may carry ``label`` and ``split`` columns itself.
+    labels : path or None
+        Label file for `read_labels`.
+    on_duplicate : {"error", "rename"}, optional
+        See `read_sequences`.
+
+    Raises
+    ------
+    LabelError
+        If no record has a label.
+    """
+    records = read_sequences(source, on_duplicate=on_duplicate)
+    if labels is not None:
+        records, report = match_labels(records, read_labels(labels), source=str(labels))
+        (log.warning if "without" in report else log.info)("%s", report)
+        return records
+    labelled = [record for record in records if record.label]
+    if not labelled:
+        raise LabelError(f"{source}: no record has a label; give --labels, or a table with a label column")
+    if len(labelled) < len(records):
+        without = [record.id for record in records if not record.label]
+        log.warning("%d of %d records have no label (%s)", len(without), len(records), ", ".join(without[:3]))
+    return labelled
+
+
+def train_from_files(
+    source: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None,
+    backbone: Backbone,
+    *,
+    name: str,
+    task: str = "auto",
+    head: HeadChoice = "auto",
+    split: SplitBy = "homology",
+    identity: float = 0.3,
+    valid: float = 0.15,
+    refit: bool = True,
+    layer: int | None = None,
+    pool: str = "mean+max",
+    licence: str = "",
+    intended_use: str = "",
+    limits: Sequence[str] = (),
+    long: Long = "window",
+    on_invalid: OnInvalid = "x",
+    on_duplicate: OnDuplicate = "error",
+    degap: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    cache: EmbeddingCache | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> TrainedHead:
+    """Train a head on labelled proteins.
+
+    Parameters
+    ----------
+    source, labels, on_duplicate
+        See `read_labelled`.
+    backbone : Backbone
+        The frozen feature extractor.
+    name, task, head, valid, refit, licence, intended_use, limits, seed
+        See `bioxfer.transfer.train_head`.
+    split : {"homology", "random", "column"}, optional
+        Hold out whole homology clusters, random proteins, or the rows whose
+        ``split`` begins with ``val``; with ``column``, rows that begin neither
+        with ``val`` nor with ``train`` are left out and counted.
+    identity : float, optional
+        Share of identical residues from which proteins are relatives.
+    layer, pool, long, on_invalid, degap, batch_tokens, cache, progress
+        See `embed_records`.
+    threads : int, optional
+        Of the homology search.
+
+    Returns
+    -------
+    TrainedHead
+        With its card.
+
+    Raises
+    ------
+    LabelError
+        If labels and records do not fit, or the split column is not there.
+    """
+    records = read_labelled(source, labels, on_duplicate=on_duplicate)
+    if split == "column":
+        records = _keep_split_rows(records)
+    number = resolve_layer(backbone, layer)
+    embedded = _embed(
+        records,
+        backbone,
+        layer=number,
+        pool=pool,
+        long=long,
+        on_invalid=on_invalid,
+        degap=degap,
+        batch_tokens=batch_tokens,
+        cache=cache,
+        progress=progress,
+    )
+    groups = cluster_sequences(embedded.residues, identity=identity, threads=threads)
+    sides: list[str] | None = None
+    if split == "column":
+        sides = ["train" if (r.split or "").startswith("train") else "valid" for r in records]
+    elif split == "random":
+        drawn = np.random.default_rng(seed).permutation(len(records)) < round(valid * len(records))
+        sides = ["valid" if held_out else "train" for held_out in drawn]
+    trained = train_head(
+        embedded.features,
+        embedded.labels,
+        [record.id for record in records],
+        sequences=embedded.residues,
+        groups=groups,
+        name=name,
+        pool=pool,
+        layer=number,
+        backbone_name=backbone.name,
+        backbone_fingerprint=backbone.fingerprint,
+        head=head,
+        task=task,
+        splits=sides,
+        valid=valid,
+        refit=refit,
+        seed=seed,
+        data_sha256=_digest(records),
+        data_source=", ".join(os.path.basename(path) for path in (source, labels) if path is not None),
+        licence=licence,
+        intended_use=intended_use,
+        limits=limits,
+    )
+    trained.card["split"]["identity"] = identity
+    if sides is not None:
+        held = np.array(sides) == "valid"
+        chosen = np.array(embedded.residues, dtype=object)
+        audit = audit_leakage(list(chosen[~held]), list(chosen[held]))
+        trained.card["split"]["leakage"] = audit.to_dict()
+        if split == "random":
+            trained.card["split"]["how"] = f"random proteins, seed {seed}; relatives may be on both sides"
+    return trained
+
+
+def evaluate_from_files(
+    head: TrainedHead,
+    source: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None,
+    backbone: Backbone,
+    *,
+    identity: float = 0.3,
+    long: Long = "window",
+    on_invalid: OnInvalid = "x",
+    on_duplicate: OnDuplicate = "error",
+    degap: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    cache: EmbeddingCache | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[str, str, str, str]]:
+    """Score a head on labelled proteins.
+
+    Parameters
+    ----------
+    head : TrainedHead
+        What is judged.
+    source, labels, on_duplicate
+        See `read_labelled`.
+    backbone : Backbone
+        The head's own.
+    identity, threads
+        See `train_from_files`.
+    long, on_invalid, degap, batch_tokens, cache, progress
+        See `embed_records`.
+    seed : int, optional
+        Of the bootstrap.
+
+    Returns
+    -------
+    list of tuple of str
+        ``metric, value, low, high``; the interval is empty where there is none.
+
+    Raises
+    ------
+    FingerprintError
+        If the backbone is not the head's.
+    LabelError
+        If a label is none of the head's classes.
+    """
+    head.check_backbone(backbone)
+    records = read_labelled(source, labels, on_duplicate=on_duplicate)
+    targets = head.task.encode([record.label or "" for record in records])
+    embedded = _embed(
+        records,
+        backbone,
+        layer=head.layer,
+        pool=head.pool,
+        long=long,
+        on_invalid=on_invalid,
+        degap=degap,
+        batch_tokens=batch_tokens,
+        cache=cache,
+        progress=progress,
+    )
+    usable = np.isfinite(embedded.features).all(axis=1)
+    if not usable.any():
+        raise LabelError(f"{source}: none of {len(records)} labelled records has a vector to be judged by")
+    groups = cluster_sequences(embedded.residues, identity=identity, threads=threads)[usable]
+    outputs, targets = head.logits(embedded.features[usable]), targets[usable]
+    scores = score_predictions(head.task.metrics, targets, head.task.predict(outputs), groups, seed=seed)
+    rows = [
+        ("proteins", str(int(usable.sum())), "", ""),
+        ("clusters", str(len(set(groups.tolist()))), "", ""),
+    ]
+    if missing := int((~usable).sum()):
+        rows.append(("left_out_without_vector", str(missing), "", ""))
+    for metric, score in scores.items():
+        low, high = score["ci95"] or ("", "")
+        rows.append((metric, _decimal(score["value"]), _decimal(low), _decimal(high)))
+    error = head.task.calibration_error(outputs, targets, temperature=head.temperature)
+    if error is not None:
+        rows.append(("calibration_error", _decimal(error), "", ""))
+    return rows
+
+
+def describe_card(card: dict[str, Any]) -> str:
+    """Put a head's card into a page of text."""
+    backbone, split, calibration = card["backbone"], card["split"], card["calibration"]
+    lines = [
+        f"{card['name']}: {card['task']}, {card['head']['kind']} head on {backbone['name']} "
+        f"({backbone['fingerprint']}), layer {backbone['layer']}, {backbone['pool']}",
+        f"use      {card['intended_use']}",
+        f"data     {card['data']['source']}, {card['data']['proteins']} proteins, "
+        f"licence: {card['data']['licence']}",
+        f"split    {split['train']} for training, {split['valid']} held out in {split['valid_clusters']} "
+        f"homology clusters; {split['how']}",
+        f"         {split['valid_with_relatives_in_train']} of the held-out have relatives in training",
+        "",
+        f"{'held-out proteins':<20}" + "".join(f"{metric:>26}" for metric in card["metrics"]),
+        _describe_scores(card["name"], card["metrics"]),
+    ]
+    lines += [_describe_scores(other, found["metrics"]) for other, found in card["baselines"].items()]
+    lines.append("")
+    if calibration["ece_after"] is not None:
+        lines.append(
+            f"calibration error {calibration['ece_before']:.3f}, "
+            f"{calibration['ece_after']:.3f} after temperature {calibration['temperature']:.2f}"
+        )
+    lines.append(f"intervals: {card['intervals']}")
+    lines += [f"limit: {limit}" for limit in card["limits"]]
+    return "\n".join(lines)
+
+
+def _describe_scores(name: str, scores: dict[str, Any]) -> str:
+    cells = []
+    for score in scores.values():
+        interval = " [{:.3f}, {:.3f}]".format(*score["ci95"]) if score["ci95"] else ""
+        cells.append(f"{score['value']:.3f}{interval}")
+    return f"{name:<20}" + "".join(f"{cell:>26}" for cell in cells)
+
+
+def _decimal(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4f}"
+
+
+def _keep_split_rows(records: list[SequenceRecord]) -> list[SequenceRecord]:
+    kept = [record for record in records if (record.split or "").startswith(("train", "val"))]
+    if not any((record.split or "").startswith("val") for record in kept):
+        found = ", ".join(sorted({record.split or "(empty)" for record in records})[:5])
+        raise LabelError(f"no record's split begins with 'val' (found: {found}); name held-out rows 'valid'")
+    if left := Counter(r.split or "(empty)" for r in records) - Counter(r.split or "" for r in kept):
+        log.warning(
+            "left out by their split: %s", ", ".join(f"{n} of {split!r}" for split, n in left.items())
+        )
+    return kept
+
+
+def _embed(
+    records: Sequence[SequenceRecord],
+    backbone: Backbone,
+    *,
+    layer: int,
+    pool: str,
+    long: Long,
+    on_invalid: OnInvalid,
+    degap: bool,
+    batch_tokens: int,
+    cache: EmbeddingCache | None,
+    progress: Callable[[int], object] | None,
+) -> _Embedded:
+    rows = list(
+        embed_records(
+            records,
+            backbone,
+            layer=layer,
+            pools=(pool,),
+            long=long,
+            on_invalid=on_invalid,
+            degap=degap,
+            batch_tokens=batch_tokens,
+            cache=cache,
+            progress=progress,
+        )
+    )
+    vectors = [row.vector(pool) for row in rows]
+    width = next((len(vector) for vector in vectors if vector is not None), 0)
+    if not width:
+        raise UsageError(f"none of {len(rows)} records could be embedded; look at them with `bioxfer embed`")
+    features = np.full((len(rows), width), np.nan, dtype=np.float32)
+    for place, vector in enumerate(vectors):
+        if vector is not None:
+            features[place] = vector
+    residues = [clean_protein(record, on_invalid=on_invalid, degap=degap).residues for record in records]
+    return _Embedded(list(records), residues, features)
+
+
+def _digest(records: Sequence[SequenceRecord]) -> str:
+    """Hash ids, sequences, labels and splits, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        for text in (record.id, record.sequence, record.label or "", record.split or ""):
+            data = text.encode("utf-8", "surrogateescape")
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

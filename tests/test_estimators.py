@@ -1,0 +1,158 @@
+"""The scikit-learn face: its rules kept, on a fake embedding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+
+import bioxfer.embedding
+from bioxfer.clusters import HomologyKFold
+from bioxfer.embedding import Embeddings
+from bioxfer.errors import InputError, UsageError
+from bioxfer.estimators import SequenceClassifier, SequenceEmbedder, SequenceRegressor
+from bioxfer.evaluate import composition
+from bioxfer.heads import TrainedHead
+from bioxfer.sequences import SequenceRecord
+
+
+def fake_embed(records, *, model, layer, pool, precision, device, threads, cache):
+    """Embed by composition; an empty sequence has no vector."""
+    texts = [r.sequence if isinstance(r, SequenceRecord) else r for r in records]
+    vectors = composition(texts)
+    empty = [not text for text in texts]
+    vectors[empty] = np.nan
+    return Embeddings(
+        ids=[r.id if isinstance(r, SequenceRecord) else f"seq{i + 1}" for i, r in enumerate(records)],
+        lengths=[len(text) for text in texts],
+        statuses=["skipped" if e else "ok" for e in empty],
+        messages=["empty sequence" if e else "" for e in empty],
+        vectors=vectors,
+        model=model,
+        layer=6 if layer is None else layer,
+        pool=pool,
+        fingerprint=f"{model:f<16}"[:16],
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_backbone(monkeypatch):
+    monkeypatch.setattr("bioxfer.solvers.PENALTIES", (0.1, 0.001))  # a short path is a quick test
+    monkeypatch.setattr(bioxfer.embedding, "embed", fake_embed)
+
+
+@pytest.fixture(scope="module")
+def proteins():
+    rng = np.random.default_rng(0)
+    oily, salty = list("AILMFVW"), list("DEKRNQS")
+    sequences = ["".join(rng.choice(oily, size=30)) for _ in range(20)]
+    sequences += ["".join(rng.choice(salty, size=30)) for _ in range(20)]
+    return sequences, np.array(["oily"] * 20 + ["salty"] * 20)
+
+
+@pytest.fixture
+def classifier():
+    return SequenceClassifier(model="toy", identity=None, folds=2)
+
+
+def test_classifier_learns_and_keeps_label_types(proteins, classifier):
+    sequences, y = proteins
+    classifier.fit(sequences, y)
+    assert classifier.score(sequences, y) == 1.0
+    assert classifier.classes_.tolist() == ["oily", "salty"]
+    np.testing.assert_allclose(classifier.predict_proba(sequences).sum(axis=1), 1)
+    numbers = clone(classifier).fit(sequences, (y == "oily").astype(int))
+    assert numbers.predict(sequences[:1]).tolist() == [1]
+    assert numbers.classes_.dtype.kind == "i"
+
+
+def test_records_are_as_good_as_strings(proteins, classifier):
+    sequences, y = proteins
+    records = [SequenceRecord(f"id{i}", s) for i, s in enumerate(sequences)]
+    classifier.fit(records, y)
+    assert classifier.head_.index.ids[0] == "id0"
+    np.testing.assert_array_equal(classifier.predict(records), classifier.predict(sequences))
+
+
+def test_clone_keeps_options_and_forgets_the_fit(proteins, classifier):
+    sequences, y = proteins
+    copy = clone(classifier.fit(sequences, y))
+    assert copy.get_params() == classifier.get_params()
+    with pytest.raises(NotFittedError):
+        copy.predict(sequences)
+    with pytest.raises(NotFittedError):
+        copy.save("nowhere")
+
+
+def test_cross_validation_and_grid_search_run_over_homology_folds(proteins, classifier):
+    sequences, y = proteins
+    folds = HomologyKFold(2, method="kmer")
+    assert cross_val_score(classifier, sequences, y, cv=folds).tolist() == [1.0, 1.0]
+    search = GridSearchCV(classifier, {"head": ["linear", "nearest"]}, cv=folds).fit(sequences, y)
+    assert search.best_score_ == 1.0
+    assert search.best_estimator_.predict(sequences[:1]).tolist() == ["oily"]
+
+
+def test_embedder_stands_in_a_pipeline(proteins):
+    sequences, y = proteins
+    model = make_pipeline(SequenceEmbedder("toy"), LogisticRegression(C=100)).fit(sequences, y)
+    assert model.score(sequences, y) == 1.0
+    assert SequenceEmbedder("toy").transform(sequences).shape == (40, 21)
+
+
+def test_homologues_are_clustered_by_default(proteins, monkeypatch):
+    sequences, y = proteins
+    seen = []
+
+    def spy(texts, *, identity, threads):
+        seen.append((list(texts), identity))
+        return np.arange(len(texts))
+
+    monkeypatch.setattr("bioxfer.estimators.cluster_sequences", spy)
+    SequenceClassifier("toy", folds=2).fit(sequences, y)
+    assert seen == [(sequences, 0.3)]
+    SequenceClassifier("toy", folds=2).fit(sequences, y, groups=np.arange(40))
+    assert len(seen) == 1
+
+
+def test_a_saved_classifier_predicts_as_before(proteins, classifier, tmp_path):
+    sequences, y = proteins
+    classifier.fit(sequences, y).save(tmp_path / "h.safetensors")
+    again = SequenceClassifier.load(tmp_path / "h.safetensors")
+    np.testing.assert_array_equal(again.predict_proba(sequences), classifier.predict_proba(sequences))
+    assert again.model == "toy"
+    assert TrainedHead.load(tmp_path / "h.safetensors").fingerprint == again.head_.fingerprint
+    with pytest.raises(UsageError, match="multiclass head, not a regression head"):
+        SequenceRegressor.load(tmp_path / "h.safetensors")
+
+
+def test_regressor_predicts_in_the_labels_unit(proteins, tmp_path):
+    sequences, _ = proteins
+    y = np.array([s.count("A") + s.count("D") + 40.0 for s in sequences])
+    regressor = SequenceRegressor("toy", identity=None, folds=2).fit(sequences, y)
+    assert regressor.score(sequences, y) > 0.9
+    regressor.save(tmp_path / "h.safetensors")
+    again = SequenceRegressor.load(tmp_path / "h.safetensors")
+    np.testing.assert_array_equal(again.predict(sequences), regressor.predict(sequences))
+
+
+def test_a_protein_without_vector_is_named(proteins, classifier):
+    sequences, y = proteins
+    with pytest.raises(InputError, match=r"1 of 40 proteins have no vector, first 'seq2' \(empty sequence\)"):
+        classifier.fit([sequences[0], "", *sequences[2:]], y)
+
+
+def test_a_changed_backbone_is_refused_after_the_fit(proteins, classifier):
+    sequences, y = proteins
+    classifier.fit(sequences, y).set_params(model="other")
+    with pytest.raises(UsageError, match=r"model other \(otherfffffffffff\) is not toy"):
+        classifier.predict(sequences)
+
+
+def test_one_string_is_not_taken_for_a_list_of_letters(classifier):
+    with pytest.raises(UsageError, match="X is one string"):
+        classifier.fit("MKTAYIAK", ["a"])

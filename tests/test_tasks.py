@@ -1,0 +1,119 @@
+"""Tasks: labels to targets and back."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bioxfer.errors import LabelError, UsageError
+from bioxfer.tasks import Decision, Multiclass, Regression, task_from_dict, task_from_name
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        (["a", "b", "a"], Multiclass),
+        (["0", "1", "1"], Multiclass),
+        ([str(i) for i in range(21)], Regression),
+        (["1.5", "2", "3"], Regression),
+        (["1e5", "NA", "007"], Multiclass),
+        (["nan", "1.5", "2.5"], Multiclass),
+    ],
+)
+def test_auto_takes_numbers_for_regression_and_names_for_classes(labels, kind):
+    assert isinstance(task_from_name("auto", labels), kind)
+
+
+def test_class_labels_stay_the_strings_they_were():
+    task = Multiclass.from_labels(["NA", "007", "1e5", "7"])
+    assert task.classes == ("007", "1e5", "7", "NA")
+    assert [task.label(t) for t in task.encode(["1e5", "NA", "007"])] == ["1e5", "NA", "007"]
+
+
+def test_labels_that_fit_no_task_are_named():
+    with pytest.raises(LabelError, match="'a' \\(3 proteins\\)"):
+        Multiclass.from_labels(["a"] * 3)
+    with pytest.raises(LabelError, match="1 of 3 labels are empty"):
+        Multiclass.from_labels(["a", "", "b"])
+    with pytest.raises(LabelError, match="'z' \\(row 2\\) is none of the classes a, b"):
+        Multiclass(("a", "b")).encode(["a", "z"])
+    with pytest.raises(LabelError, match="'warm' \\(row 2\\) is not a finite number"):
+        Regression.from_labels(["1.0", "warm"])
+    with pytest.raises(LabelError, match="all 2 are the same"):
+        Regression.from_labels(["1.0", "1"])
+    with pytest.raises(UsageError, match="task 'multilabel' is not one of"):
+        task_from_name("multilabel", ["a", "b"])
+
+
+def test_multiclass_decodes_to_the_likeliest_class_at_the_temperature():
+    task = Multiclass(("a", "b"))
+    outputs = np.array([[0.0, 2.0], [1.0, 0.0]], dtype=np.float32)
+    cold, warm = (task.decode(outputs, temperature=t) for t in (1.0, 4.0))
+    assert [d.label for d in cold] == [d.label for d in warm] == ["b", "a"]
+    assert cold[0].score == pytest.approx(1 / (1 + math.exp(-2)))
+    assert warm[0].score == pytest.approx(1 / (1 + math.exp(-0.5)))
+
+
+def test_rows_without_a_vector_decode_to_nothing():
+    nothing = np.full((1, 2), np.nan)
+    label, score = Multiclass(("a", "b")).decode(nothing)[0]
+    assert label == ""
+    assert math.isnan(score)
+    assert Regression(0.0, 1.0).decode(nothing)[0].label == ""
+
+
+def test_regression_is_standardised_inside_and_in_units_outside():
+    task = Regression.from_labels(["40", "50", "60"])
+    y = task.encode(["40", "50", "60"])
+    assert y.mean() == pytest.approx(0)
+    assert y.std() == pytest.approx(1)
+    assert [d.label for d in task.decode(y[:, None])] == ["40", "50", "60"]
+    assert task.metrics(y, y + 1)["rmse"] == pytest.approx(task.scale)
+    assert task.probabilities(y[:, None]).shape == (3, 0)
+
+
+def test_losses_are_least_at_the_truth():
+    y = torch.tensor([0, 1])
+    task = Multiclass(("a", "b"))
+    good, bad = torch.tensor([[4.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.0, 4.0], [4.0, 0.0]])
+    assert task.loss(good, y) < task.loss(bad, y)
+    assert Regression(0.0, 1.0).loss(torch.tensor([[1.0]]), torch.tensor([1.0])) == 0
+
+
+def test_neighbours_vote_by_weight():
+    task = Multiclass(("a", "b", "c"))
+    outputs = task.neighbour_outputs(np.array([[0, 1, 1]]), np.array([[1.0, 0.9, 0.9]], dtype=np.float32))
+    assert outputs.argmax() == 1
+    assert np.exp(outputs).sum() == pytest.approx(1)
+    mean = Regression(0.0, 1.0).neighbour_outputs(np.array([[1.0, 4.0]]), np.array([[2.0, 1.0]]))
+    assert mean[0, 0] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("task", [Multiclass(("a", "b")), Regression(50.0, 2.5)])
+def test_tasks_survive_their_dict(task):
+    assert task_from_dict(task.to_dict()) == task
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        {"name": "multiclass", "classes": ["a"]},
+        {"name": "multiclass", "classes": ["a", "a"]},
+        {"name": "multiclass", "classes": ["a", 1]},
+        {"name": "regression", "mean": 0.0, "scale": 0.0},
+        {"name": "regression", "mean": 0.0, "scale": math.inf},
+        {"name": "pickle", "classes": ["a", "b"]},
+    ],
+)
+def test_descriptions_of_no_task_are_refused(data):
+    with pytest.raises(ValueError, match="no task"):
+        task_from_dict(data)
+
+
+def test_decisions_unpack_as_label_and_score():
+    label, score = Decision("a", 0.5)
+    assert (label, score) == ("a", 0.5)
