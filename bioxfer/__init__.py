@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bioxfer.heads import TrainedHead
     from bioxfer.io import iter_sequences, read_labels, read_sequences
     from bioxfer.prediction import list_heads, load_head, predict
-    from bioxfer.sequences import SequenceRecord
+    from bioxfer.sequences import SequenceRecord, translate_cds
 
 __version__ = "0.1.0"
 
@@ -46,6 +46,7 @@ _HOMES = {
     "predict": "prediction",
     "read_labels": "io",
     "read_sequences": "io",
+    "translate_cds": "sequences",
 }
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "predict",
     "read_labels",
     "read_sequences",
+    "translate_cds",
 ]
 
 

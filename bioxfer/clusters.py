@@ -35,21 +35,21 @@ def cluster_sequences(
 
     Parameters
     ----------
-    sequences
+    sequences : sequence of str
         N proteins; lower case and unknown letters are allowed, empty ones stand alone.
-    identity
+    identity : float
         Least share of identical residues in the alignment, 0 to 1.
-    coverage
+    coverage : float
         Least share of the shorter protein inside the alignment, 0 to 1.
-    method
+    method : {"auto", "mmseqs", "kmer"}
         ``auto`` takes MMseqs2 where its binary ``mmseqs`` is on PATH, else our own k-mer search.
-    threads
+    threads : int, optional
         Threads of MMseqs2; the k-mer search has one.
 
     Returns
     -------
-    numpy.ndarray
-        ``(N,)`` cluster numbers from 0, in order of first appearance.
+    ndarray (N,)
+        Cluster numbers from 0, in order of first appearance.
 
     Raises
     ------
@@ -88,15 +88,15 @@ def shares_homology(
 
     Parameters
     ----------
-    queries, references
+    queries, references : sequence of str
         Proteins. Memory grows with the references' residues, time with both.
     identity, coverage, method, threads
         As in `cluster_sequences`.
 
     Returns
     -------
-    numpy.ndarray
-        ``(len(queries),)`` bool, True where a relative was found. An equal sequence always is one.
+    ndarray (len(queries),)
+        True where a relative was found. An equal sequence always is one.
 
     Raises
     ------
@@ -156,9 +156,9 @@ class HomologyKFold:
 
     Parameters
     ----------
-    n_splits
+    n_splits : int
         Number of folds, at least 2.
-    seed
+    seed : int
         Order in which clusters of equal size are dealt.
     identity, coverage, method
         As in `cluster_sequences`; used where `split` gets sequences and no groups.
@@ -196,12 +196,12 @@ class HomologyKFold:
 
         Parameters
         ----------
-        X
-            N sequences; with ``groups`` anything of length N.
-        y
-            ``(N,)`` class labels to balance, or continuous targets, which are not balanced.
-        groups
-            ``(N,)`` cluster of each; None clusters the sequences.
+        X : sequence
+            N strings or records; with ``groups`` anything of length N.
+        y : array-like (N,), optional
+            Class labels to balance, or continuous targets, which are not balanced.
+        groups : array-like (N,), optional
+            Cluster of each; None clusters the sequences.
 
         Raises
         ------
@@ -216,7 +216,7 @@ class HomologyKFold:
                 method=self.method,
             )
         if self.n_splits < 2:
-            raise UsageError(f"n_splits {self.n_splits} makes no folds; give 2 or more.")
+            raise UsageError(f"n_splits {self.n_splits} makes no folds; give 2 or more")
         shares = np.full(self.n_splits, 1 / self.n_splits)
         fold = _deal_clusters(np.asarray(groups), y, shares, self.seed)
         for number in range(self.n_splits):
@@ -230,19 +230,19 @@ def homology_split(
 
     Parameters
     ----------
-    groups
-        ``(N,)`` cluster of each protein.
-    valid
+    groups : array-like (N,)
+        Cluster of each protein.
+    valid : float
         Share of the proteins to hold out, between 0 and 1.
-    seed
+    seed : int
         Order in which clusters of equal size are dealt.
-    y
-        ``(N,)`` class labels to balance between the sides.
+    y : array-like (N,), optional
+        Class labels to balance between the sides.
 
     Returns
     -------
-    numpy.ndarray
-        ``(N,)`` of ``"train"`` and ``"valid"``.
+    ndarray (N,)
+        ``"train"`` or ``"valid"`` for each protein.
 
     Raises
     ------
@@ -250,7 +250,7 @@ def homology_split(
         ``valid`` is out of range, or there is only one cluster.
     """
     if not 0.0 < valid < 1.0:
-        raise UsageError(f"valid {valid} is not between 0 and 1; give a share such as 0.15.")
+        raise UsageError(f"valid {valid} is not between 0 and 1; give a share such as 0.15")
     side = _deal_clusters(np.asarray(groups), y, np.array([1.0 - valid, valid]), seed)
     return np.array(["train", "valid"])[side]
 
@@ -263,7 +263,7 @@ def _deal_clusters(
     if len(names) < len(shares):
         raise UsageError(
             f"{len(groups)} proteins in {len(names)} homology clusters cannot fill {len(shares)} folds; "
-            "use fewer folds, a higher identity threshold or more diverse proteins."
+            "use fewer folds, a higher identity threshold or more diverse proteins"
         )
     counts = [np.bincount(group)]  # all proteins count as one more class, so that sizes even out too
     if y is not None and np.asarray(y).dtype.kind != "f":

@@ -448,12 +448,12 @@ def _prepare(
         status: Status = "ok"
         notes = [clean.message] if clean.message else []
         if looks_like_nucleotides(used):
-            notes.append("looks like nucleotides where a protein is expected, see --translate")
+            notes.append("looks like nucleotides where a protein is expected, see --translate cds")
             if not warned:
                 warned = True
                 logger.warning(
-                    "%s looks like nucleotides where a protein is expected; translate it first, "
-                    "see --translate (of further such records only their rows tell)",
+                    "%s looks like nucleotides where a protein is expected; use --translate cds "
+                    "if it is a coding sequence (of further such records only their rows tell)",
                     record.place,
                 )
         if clean.skipped or not used:

@@ -340,7 +340,7 @@ def _draw(
 ) -> FloatArray:
     """Return ``(n, M)``: the M statistics of n draws of whole clusters; NaN with a single cluster."""
     if n < 1:
-        raise UsageError(f"n {n} draws give no interval; use 1000 or so.")
+        raise UsageError(f"n {n} draws give no interval; use 1000 or so")
     true, said = np.asarray(y), np.asarray(p)
     names, group = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:

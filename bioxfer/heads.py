@@ -53,11 +53,11 @@ class Neighbour(NamedTuple):
 
     Attributes
     ----------
-    id
+    id : str
         Its id in the training data; empty where the query had no vector.
-    label
+    label : str
         Its label.
-    similarity
+    similarity : float
         Cosine in the index's space, -1 to 1; NaN where the query had no vector.
     """
 
@@ -341,11 +341,11 @@ class _Damage(Exception):
 def _dump(head: TrainedHead) -> bytes:
     from safetensors.numpy import save
 
-    tensors = {f"head.{name}": np.ascontiguousarray(value) for name, value in head.tensors.items()}
+    tensors = {f"head.{name}": np.array(value, order="C") for name, value in head.tensors.items()}
     text = "\n".join(head.index.ids).encode("utf-8", "surrogateescape")
     tensors["index.ids"] = np.frombuffer(text, dtype=np.uint8).copy()
     for name in ("targets", "vectors", "projection", "offset"):
-        tensors[f"index.{name}"] = np.ascontiguousarray(getattr(head.index, name))
+        tensors[f"index.{name}"] = np.array(getattr(head.index, name), order="C")
     meta: dict[str, Any] = {
         "format": _FORMAT,
         "name": head.name,
@@ -370,16 +370,17 @@ def _parse(data: bytes) -> TrainedHead:
         raise _Damage("its content does not have the sha256 it states")
     if meta.get("format") != _FORMAT:
         raise _Damage(f"format {meta.get('format')!r} is not {_FORMAT}, the one this version reads")
-    for key, kind in (("name", str), ("pool", str), ("layer", int), ("backbone", str), ("card", dict)):
-        if not isinstance(meta.get(key), kind):
-            raise _Damage(f"{key} {meta.get(key)!r} is not a {kind.__name__}")
+    texts = dict.fromkeys(("name", "kind", "pool", "backbone", "fingerprint"), str)
+    for key, form in {**texts, "layer": int, "card": dict}.items():
+        if not isinstance(meta.get(key), form):
+            raise _Damage(f"{key} {meta.get(key)!r} is not of type {form.__name__}")
     for key in ("temperature", "far"):
         if not isinstance(meta.get(key), float) or not math.isfinite(meta[key]):
             raise _Damage(f"{key} {meta.get(key)!r} is not a finite number")
     if meta["temperature"] <= 0:
         raise _Damage(f"temperature {meta['temperature']} is not above 0")
-    if not isinstance(meta.get("fingerprint"), str) or meta.get("kind") not in _SHAPES:
-        raise _Damage(f"kind {meta.get('kind')!r} or fingerprint {meta.get('fingerprint')!r} is unknown")
+    if meta["kind"] not in _SHAPES:
+        raise _Damage(f"kind {meta['kind']!r} is none of {', '.join(_SHAPES)}")
     try:
         task = task_from_dict(meta.get("task"))
     except ValueError as error:

@@ -55,12 +55,12 @@ class Links:
 
     Attributes
     ----------
-    query, reference
-        ``(M,)`` places in the two lists that were searched.
-    identity
-        ``(M,)`` identical residues over aligned residues, 0 to 1.
-    coverage
-        ``(M,)`` share of the shorter protein that lies between the alignment's ends, 0 to 1.
+    query, reference : ndarray (M,)
+        Places in the two lists that were searched.
+    identity : ndarray (M,)
+        Identical residues over aligned residues, 0 to 1.
+    coverage : ndarray (M,)
+        Share of the shorter protein that lies between the alignment's ends, 0 to 1.
     """
 
     query: IntArray
@@ -86,13 +86,13 @@ def find_links(
 
     Parameters
     ----------
-    queries
+    queries : sequence of str
         Proteins.
-    references
+    references : sequence of str, optional
         Proteins; None searches the queries among themselves, each pair once, ``reference < query``.
     identity, coverage, method, threads
         As in `cluster_sequences`.
-    evalue
+    evalue : float
         Chance hits expected per query at most.
 
     Returns
@@ -108,7 +108,7 @@ def find_links(
     """
     for name, value in (("identity", identity), ("coverage", coverage)):
         if not 0.0 <= value <= 1.0:
-            raise UsageError(f"{name} {value} is not between 0 and 1; give a share such as 0.3.")
+            raise UsageError(f"{name} {value} is not between 0 and 1; give a share such as 0.3")
     search = _choose_method(method)
     if not any(map(normal_form, queries)) or not (references is None or any(map(normal_form, references))):
         return _no_links()
@@ -127,9 +127,9 @@ def _choose_method(method: Method) -> Literal["mmseqs", "kmer"]:
     if method == "auto":
         return "mmseqs" if present else "kmer"
     if method == "mmseqs" and not present:
-        raise UsageError("method 'mmseqs' needs the program mmseqs on PATH; install MMseqs2 or use 'kmer'.")
+        raise UsageError("method 'mmseqs' needs the program mmseqs on PATH; install MMseqs2 or use 'kmer'")
     if method not in ("mmseqs", "kmer"):
-        raise UsageError(f"method {method!r} is not one of auto, mmseqs, kmer.")
+        raise UsageError(f"method {method!r} is not one of auto, mmseqs, kmer")
     return method
 
 
@@ -392,7 +392,7 @@ def _search_mmseqs(
             reason = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[-1]
             raise ModelError(
                 f"mmseqs easy-search ended with status {run.returncode} ({reason}); "
-                "use method 'kmer', which needs no mmseqs."
+                "use method 'kmer', which needs no mmseqs"
             )
         rows = [line.split("\t") for line in (place / "hits.tsv").read_text().splitlines()]
     if not rows:

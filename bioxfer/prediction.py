@@ -6,12 +6,11 @@ stages never call one another; they meet here.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,20 +19,18 @@ import numpy as np
 
 from bioxfer.backbones import Backbone, load_backbone
 from bioxfer.cache import EmbeddingCache
-from bioxfer.embedding import EmbeddedRecord, Long, embed_records
+from bioxfer.embedding import EmbeddedRecord, Long, as_records, embed_records
 from bioxfer.engine import BATCH_TOKENS, Vector
 from bioxfer.errors import UnknownModelError, UsageError
 from bioxfer.heads import TrainedHead
-from bioxfer.io import OnDuplicate, iter_sequences
+from bioxfer.io import OnDuplicate
 from bioxfer.output import TableWriter
 from bioxfer.sequences import OnInvalid, SequenceRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Summary", "list_heads", "load_head", "load_heads", "predict", "predict_rows", "write_predictions"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["list_heads", "load_head", "load_heads", "predict", "predict_rows", "write_predictions"]
 
 READY_HEADS = Path(__file__).parent / "weights" / "heads"
 """Heads inside the package, one ``NAME.safetensors`` each."""
@@ -41,28 +38,6 @@ READY_HEADS = Path(__file__).parent / "weights" / "heads"
 _ROWS_AT_ONCE = 512  # proteins that a head sees together
 
 Shape = Literal["wide", "long"]
-
-
-@dataclass(slots=True)
-class Summary:
-    """What became of the records.
-
-    Attributes
-    ----------
-    statuses : Counter
-        Records by status.
-    """
-
-    statuses: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def records(self) -> int:
-        """Number of records, each of which has its row."""
-        return sum(self.statuses.values())
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
-        return f"{self.records} record{'s' * (self.records != 1)}" + (f": {parts}" if parts else "")
 
 
 def list_heads() -> list[str]:
@@ -140,7 +115,7 @@ def predict_rows(
     cache: EmbeddingCache | None = None,
     fp32: Callable[[], Backbone] | None = None,
     progress: Callable[[int], object] | None = None,
-    summary: Summary | None = None,
+    statuses: Counter[str] | None = None,
 ) -> tuple[list[str], Iterator[list[object]]]:
     """Name the columns of a prediction table, and yield its rows.
 
@@ -158,15 +133,15 @@ def predict_rows(
         Whether a wide table has one column per class.
     long, on_invalid, degap, batch_tokens, cache, fp32, progress
         See `embed_records`.
-    summary : Summary, optional
-        Counts the records as their rows are made.
+    statuses : Counter, optional
+        Counts the records by status as their rows are made.
 
     Returns
     -------
     columns : list of str
         The table's header.
     rows : iterator of list
-        Cells; a record that was skipped or failed has empty ones.
+        Cells: text, numbers, and None where a record was skipped or failed.
 
     Raises
     ------
@@ -197,8 +172,8 @@ def predict_rows(
 
     def rows() -> Iterator[list[object]]:
         while some := list(islice(embedded, _ROWS_AT_ONCE)):
-            if summary is not None:
-                summary.statuses.update(each.status for each in some)
+            if statuses is not None:
+                statuses.update(each.status for each in some)
             yield from make_rows(some, heads, probabilities)
 
     return columns, rows()
@@ -214,7 +189,7 @@ def _wide_rows(
 ) -> Iterator[list[object]]:
     table: list[list[object]] = [[e.record.id, e.length, e.status, e.message] for e in some]
     for head in heads:
-        blank: list[object] = [""] * len(_columns(head, probabilities))
+        blank: list[object] = [None] * len(_columns(head, probabilities))
         places, features = _features(some, head)
         cells = dict(zip(places, _judge(head, features, probabilities), strict=True))
         for place, row in enumerate(table):
@@ -223,7 +198,7 @@ def _wide_rows(
 
 
 def _judge(head: TrainedHead, features: Vector, probabilities: bool) -> Iterator[list[object]]:
-    if not len(features):
+    if not len(features):  # no row has a vector, and their width is not known
         return
     chances = head.predict_proba(features) if probabilities else np.empty((len(features), 0))
     for decision, neighbour, row in zip(head.predict(features), head.nearest(features), chances, strict=True):
@@ -236,27 +211,37 @@ def _judge(head: TrainedHead, features: Vector, probabilities: bool) -> Iterator
         ]
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.4f}"
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 4)
 
 
 def _long_rows(
     some: Sequence[EmbeddedRecord], heads: Sequence[TrainedHead], probabilities: bool
 ) -> Iterator[list[object]]:
-    judged: list[dict[int, Vector]] = []
-    for head in heads:
-        places, features = _features(some, head)
-        chances = head.predict_proba(features) if places else np.empty((0, len(head.labels)))
-        judged.append(dict(zip(places, chances, strict=True)))
+    answers = [_ranked(some, head) for head in heads]
     for place, e in enumerate(some):
         stem: list[object] = [e.record.id, e.length, e.status, e.message]
-        for head, chances_of in zip(heads, judged, strict=True):
-            if place not in chances_of:
-                yield [*stem, head.name, "", "", ""]
-                continue
-            row = chances_of[place]
-            for rank, number in enumerate(np.argsort(-row, kind="stable").tolist(), start=1):
-                yield [*stem, head.name, rank, head.labels[number], _number(row[number])]
+        for head, answer in zip(heads, answers, strict=True):
+            for rank, label, score in answer.get(place, [(None, None, None)]):
+                yield [*stem, head.name, rank, label, score]
+
+
+def _ranked(
+    some: Sequence[EmbeddedRecord], head: TrainedHead
+) -> dict[int, list[tuple[int | None, str | None, float | None]]]:
+    """Give each record that has a vector its classes, likeliest first, or its one number."""
+    places, features = _features(some, head)
+    if not places:
+        return {}
+    if not head.labels:
+        return {p: [(1, d.label, None)] for p, d in zip(places, head.predict(features), strict=True)}
+    return {
+        place: [
+            (rank, head.labels[number], _number(chances[number]))
+            for rank, number in enumerate(np.argsort(-chances, kind="stable").tolist(), start=1)
+        ]
+        for place, chances in zip(places, head.predict_proba(features), strict=True)
+    }
 
 
 def _features(some: Sequence[EmbeddedRecord], head: TrainedHead) -> tuple[list[int], Vector]:
@@ -268,11 +253,14 @@ def _features(some: Sequence[EmbeddedRecord], head: TrainedHead) -> tuple[list[i
 def predict(
     records: str | os.PathLike[str] | Iterable[str | SequenceRecord],
     *,
-    heads: Sequence[str | os.PathLike[str] | TrainedHead] | None = None,
+    heads: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | TrainedHead] | None = None,
+    model: str | os.PathLike[str] | Backbone | None = None,
+    shape: Shape = "wide",
     probabilities: bool = False,
     precision: str = "fp32",
     device: str = "cpu",
     threads: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     on_duplicate: OnDuplicate = "error",
@@ -285,14 +273,19 @@ def predict(
     Parameters
     ----------
     records : path, or iterable of str or SequenceRecord
-        A file that `read_sequences` reads, or sequences.
-    heads : sequence of str, path or TrainedHead, optional
+        A file that `read_sequences` reads, or sequences, which are named
+        ``seq1``, ``seq2``, ... by their place.
+    heads : str, path, or sequence of str, path or TrainedHead, optional
         Names of ready heads, or files; every ready head if not given.
+    model : str, path or Backbone, optional
+        The heads' backbone, where it is not found by the name that they state.
+    shape : {"wide", "long"}, optional
+        One row per protein, or one per protein, head and class, likeliest first.
     probabilities : bool, optional
-        Whether to add one column per class.
+        Whether to add one column per class to a wide table.
     precision, device, threads, offline
-        How to load the heads' backbone, see `load_backbone`.
-    long, on_invalid, degap, cache
+        How to load the backbone, see `load_backbone`.
+    batch_tokens, long, on_invalid, degap, cache
         See `embed_records`.
     on_duplicate : {"error", "rename"}, optional
         What to do with equal ids of a file.
@@ -302,7 +295,13 @@ def predict(
     pandas.DataFrame
         ``N`` rows in input order: ``id, length, status, message`` and, for each
         head, its label, calibrated score, nearest training protein with its
-        cosine similarity, and ``in-domain`` or ``far``.
+        cosine similarity, and ``in-domain`` or ``far``. Long tables have
+        ``head, rank, label, score`` after the first four columns.
+
+    Raises
+    ------
+    BioxferError
+        As `load_heads`, `load_backbone` and `predict_rows` raise.
 
     Examples
     --------
@@ -313,39 +312,37 @@ def predict(
     """
     import pandas as pd
 
-    from bioxfer.embedding import as_records
-
-    loaded = load_heads(heads)
-    backbone = load_backbone(
-        loaded[0].backbone, precision=precision, device=device, threads=threads, offline=offline
-    )
+    loaded = load_heads([heads] if isinstance(heads, (str, os.PathLike)) else heads)
+    read = as_records(records, on_duplicate=on_duplicate)
+    wanted = loaded[0].backbone if model is None else model
+    fp32: Callable[[], Backbone] | None = None
+    if isinstance(wanted, (str, os.PathLike)):
+        load = partial(load_backbone, os.fspath(wanted), device=device, threads=threads, offline=offline)
+        backbone, fp32 = load(precision=precision), partial(load, precision="fp32")
+    else:
+        backbone = wanted
     columns, rows = predict_rows(
-        as_records(records, on_duplicate=on_duplicate),
+        read,
         loaded,
         backbone,
+        shape=shape,
         probabilities=probabilities,
         long=long,
         on_invalid=on_invalid,
         degap=degap,
+        batch_tokens=batch_tokens,
         cache=cache,
+        fp32=fp32,
     )
-    table = pd.DataFrame(rows, columns=columns)
-    scores = [
-        c
-        for h in loaded
-        for c in _columns(h, probabilities)
-        if c.startswith((f"{h.name}_score", f"{h.name}_p_"))
-    ]
-    return table.assign(**{name: pd.to_numeric(table[name]) for name in scores})
+    return pd.DataFrame(rows, columns=columns)
 
 
 def write_predictions(
-    path: str | os.PathLike[str],
+    records: Iterable[SequenceRecord],
     out: str | os.PathLike[str],
     heads: Sequence[TrainedHead],
     backbone: Backbone,
     *,
-    on_duplicate: OnDuplicate = "error",
     shape: Shape = "wide",
     probabilities: bool = False,
     long: Long = "window",
@@ -357,30 +354,28 @@ def write_predictions(
     excel_safe: bool = False,
     overwrite: bool = True,
     progress: Callable[[int], object] | None = None,
-) -> Summary:
-    """Predict from a file into a table that appears whole or not at all.
+) -> Counter[str]:
+    """Predict into a table that appears whole or not at all.
 
     Parameters
     ----------
-    path : path
-        Sequences; ``-`` is standard input.
+    records : iterable of SequenceRecord
+        What `iter_sequences` yields; read as they are needed.
     out : path
         The table, its format told by its suffix; ``-`` is standard output.
     heads, backbone, shape, probabilities, long, on_invalid, degap, batch_tokens, cache, fp32, progress
         See `predict_rows`.
-    on_duplicate : {"error", "rename"}, optional
-        See `iter_sequences`.
     excel_safe, overwrite : bool, optional
         See `TableWriter`.
 
     Returns
     -------
-    Summary
+    Counter
         Records by status.
     """
-    summary = Summary()
+    statuses: Counter[str] = Counter()
     columns, rows = predict_rows(
-        iter_sequences(path, on_duplicate=on_duplicate),
+        records,
         heads,
         backbone,
         shape=shape,
@@ -392,10 +387,8 @@ def write_predictions(
         cache=cache,
         fp32=fp32,
         progress=progress,
-        summary=summary,
+        statuses=statuses,
     )
     with TableWriter(out, columns, excel_safe=excel_safe, overwrite=overwrite) as table:
         table.write(rows)
-    if not summary.records:
-        logger.warning("%s holds no sequence; the table has its header only", path)
-    return summary
+    return statuses

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ from bioxfer.errors import InputError, UsageError
 __all__ = ["PretrainOptions", "learning_rate_at", "masked_perplexity", "pretrain"]
 
 log = logging.getLogger("bioxfer")
+
+CHANGEABLE = ("minutes", "steps", "learning_rate", "lam", "source_share")
+"""Options that may be others when training goes on from a checkpoint; the card tells each stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,9 +291,11 @@ def pretrain(
     valid: str | Path | None = None,
     sources: Sequence[str | Path] = (),
     exclude: Sequence[str | Path] = (),
+    licence: str = "not stated",
     checkpoint: str | Path | None = None,
     checkpoint_minutes: float = 5.0,
     report_every: int = 100,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Train a compact backbone and write its weights with their card.
 
@@ -310,12 +315,16 @@ def pretrain(
         Tables of test proteins; source rows that resemble one are left out.
         A table with a ``split`` column counts only with its rows whose split
         begins with ``test`` or ``valid``.
+    licence : str, optional
+        Of corpus and sources, for the card.
     checkpoint : path, optional
         State to write now and then, and to go on from if it is there.
     checkpoint_minutes : float, optional
         Minutes between checkpoints.
     report_every : int, optional
         Steps between lines of progress in the log.
+    progress : callable, optional
+        Called with the number of steps done, after each.
 
     Returns
     -------
@@ -349,8 +358,9 @@ def pretrain(
     names = {-1: "mlm"} | {number: table.name for number, table in enumerate(tables)}
 
     step, spent, tokens = 0, 0.0, 0
+    stages = [{"from_step": 0, **asdict(options)}]
     if checkpoint is not None and Path(checkpoint).exists():
-        step, spent, tokens = _restore(Path(checkpoint), trunk, optimizers, sampler, options)
+        (step, spent, tokens), stages = _restore(Path(checkpoint), trunk, optimizers, sampler, options)
         log.info("going on from step %d of %s", step, checkpoint)
     history: list[dict[str, float]] = []
     means: dict[str, float] = {}
@@ -383,9 +393,11 @@ def pretrain(
             history.append({"step": step, "minutes": round(spent / 60, 2), **means})
         if checkpoint is not None and spent - saved > 60 * checkpoint_minutes:
             saved = spent
-            _save(Path(checkpoint), trunk, optimizers, sampler, options, (step, spent, tokens))
+            _save(Path(checkpoint), trunk, optimizers, sampler, stages, (step, spent, tokens))
+        if progress is not None:
+            progress(step)
     if checkpoint is not None:
-        _save(Path(checkpoint), trunk, optimizers, sampler, options, (step, spent, tokens))
+        _save(Path(checkpoint), trunk, optimizers, sampler, stages, (step, spent, tokens))
 
     card: dict[str, Any] = {
         "objective": "masked residues" + (" + λ · source tasks" if tables else ""),
@@ -396,7 +408,8 @@ def pretrain(
         },
         "sources": {t.name: {"proteins": len(t.proteins), "classes": list(t.classes)} for t in tables},
         "excluded_like": [Path(p).name for p in exclude],
-        "options": asdict(options),
+        "licence": licence,
+        "stages": stages,
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": step,
         "tokens": tokens,
@@ -432,17 +445,17 @@ def _save(
     trunk: _Trunk,
     optimizers: Sequence[torch.optim.Optimizer],
     sampler: CropSampler,
-    options: PretrainOptions,
+    stages: Sequence[dict[str, Any]],
     counts: tuple[int, float, int],
 ) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from bioxfer.output import publish
 
     tensors = {name: t.detach().clone().contiguous() for name, t in _state(trunk, optimizers).items()}
-    state = {"counts": counts, "cursors": sampler.cursors, "options": asdict(options)}
+    state = {"counts": counts, "cursors": sampler.cursors, "stages": stages}
     with publish(path) as temporary:
-        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
 
 
 def _restore(
@@ -451,17 +464,18 @@ def _restore(
     optimizers: Sequence[torch.optim.Optimizer],
     sampler: CropSampler,
     options: PretrainOptions,
-) -> tuple[int, float, int]:
+) -> tuple[tuple[int, float, int], list[dict[str, Any]]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         state = json.loads(file.metadata()["state"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    free = ("minutes", "steps", "learning_rate")
-    before, now = state["options"], asdict(options)
-    if changed := [k for k in now if k not in free and before.get(k) != now[k]]:
+    stages: list[dict[str, Any]] = state["stages"]
+    before, now = stages[-1], asdict(options)
+    changed = [name for name in now if before.get(name) != now[name]]
+    if fixed := [name for name in changed if name not in CHANGEABLE]:
         raise UsageError(
-            f"{path}: the checkpoint was made with other options ({', '.join(changed)}); "
+            f"{path}: the checkpoint was made with other options ({', '.join(fixed)}); "
             "give the same options or another checkpoint"
         )
     trunk.load_state_dict({n[len("trunk.") :]: t for n, t in tensors.items() if n.startswith("trunk.")})
@@ -474,4 +488,6 @@ def _restore(
         optimizer.load_state_dict(whole)
     sampler.cursors = list(state["cursors"])
     step, spent, tokens = state["counts"]
-    return int(step), float(spent), int(tokens)
+    if changed:
+        stages.append({"from_step": step, **now})
+    return (int(step), float(spent), int(tokens)), stages

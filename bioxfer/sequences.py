@@ -9,7 +9,10 @@ residues (`<mask>` typed into a file is six invalid characters, never a token).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from bioxfer.errors import SequenceError, UsageError
@@ -22,8 +25,10 @@ __all__ = [
     "SequenceRecord",
     "clean_protein",
     "looks_like_nucleotides",
+    "read_genetic_code",
     "remove_white_space",
     "show_character",
+    "translate_cds",
 ]
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
@@ -39,6 +44,8 @@ _WHITE_SPACE = dict.fromkeys(map(ord, " \t\n\r\v\f"))
 _GAPS = dict.fromkeys(map(ord, "-."))
 _GAP = re.compile(r"[-.]")
 _INVALID = re.compile(f"[^{RESIDUES}{RESIDUES.lower()}]")
+
+_NO_NUCLEOTIDE = re.compile("[^ACGTRYSWKMBDHVN]")
 
 _NAMED_AT_MOST = 3  # invalid characters listed in a message before it says "..."
 _NUCLEOTIDES = "ACGTUN"
@@ -64,6 +71,9 @@ class SequenceRecord:
         Line of the header (FASTA) or of the row (table), counted from 1; 0 if unknown.
     label, split : str or None
         What a table said in its columns of these names; None where it said nothing.
+    note : str
+        What became of the sequence after it was read (translated, say), for the message
+        of the record's row; empty if it is as it was read.
 
     Examples
     --------
@@ -78,6 +88,7 @@ class SequenceRecord:
     line: int = 0
     label: str | None = None
     split: str | None = None
+    note: str = ""
 
     @property
     def place(self) -> str:
@@ -149,7 +160,7 @@ def clean_protein(
     """
     if on_invalid not in get_args(OnInvalid):
         raise UsageError(f"on_invalid is {on_invalid!r}; choose from 'x', 'error' and 'skip'")
-    notes = []
+    notes = [record.note] if record.note else []
     text = remove_white_space(record.sequence)
     gap = _GAP.search(text)
     if gap is not None:
@@ -165,7 +176,9 @@ def clean_protein(
         notes.append("one final * removed")
         text = text[:-1]
     if not text:
-        return CleanSequence("", True, "; ".join([*notes, "empty sequence"]))
+        # A note already says why nothing is left.
+        empty = [] if record.note and not record.sequence else ["empty sequence"]
+        return CleanSequence("", True, "; ".join(notes + empty))
 
     invalid = [(match.start() + 1, match.group()) for match in _INVALID.finditer(text)]
     if not invalid:
@@ -210,6 +223,103 @@ def looks_like_nucleotides(residues: str) -> bool:
     upper = residues.upper()
     count = sum(upper.count(symbol) for symbol in _NUCLEOTIDES)
     return len(upper) >= _NUCLEOTIDE_LENGTH and count >= _NUCLEOTIDE_SHARE * len(upper)
+
+
+def translate_cds(record: SequenceRecord, *, table: int = 1) -> SequenceRecord:
+    """Translate a coding sequence, from its first nucleotide to its last, into a protein.
+
+    One final stop codon is dropped; a stop codon before the end becomes ``*``, which
+    :func:`clean_protein` turns into X and counts. A codon that is ambiguous beyond one
+    amino acid becomes X (or B, Z, J). Where the sequence ends in a stop codon it is taken
+    for complete, so that another start codon of the table than ATG, first in it, becomes M
+    as in the living cell. A sequence that is no coding sequence is not guessed at: the
+    protein is empty and the note says why.
+
+    Parameters
+    ----------
+    record : SequenceRecord
+        DNA or RNA, IUPAC ambiguity codes included, in either case.
+    table : int
+        NCBI's number of the genetic code: 1 is the standard one, 2 that of vertebrate
+        mitochondria, 11 that of bacteria.
+
+    Returns
+    -------
+    SequenceRecord
+        The same record with the protein for its sequence, and a note for its row.
+
+    Raises
+    ------
+    UsageError
+        There is no such genetic code.
+
+    Examples
+    --------
+    >>> protein = translate_cds(SequenceRecord("cds", "ATGGCNTGGTGA"))
+    >>> protein.sequence, protein.note
+    ('MAW', 'translated from 12 nucleotides')
+    >>> translate_cds(SequenceRecord("cut", "ATGGC")).note
+    'not translated: its length, 5, is not a multiple of three'
+    """
+    codons, starts, stops = read_genetic_code(table)
+    text = remove_white_space(record.sequence).upper().replace("U", "T")
+    foreign = _NO_NUCLEOTIDE.search(text)
+    if not text:
+        return record
+    if foreign is not None:
+        shown = f"'{show_character(foreign.group())}' at {foreign.start() + 1}"
+        return replace(record, sequence="", note=f"not translated: {shown} is not a nucleotide")
+    if len(text) % 3:
+        note = f"not translated: its length, {len(text)}, is not a multiple of three"
+        return replace(record, sequence="", note=note)
+    note = f"translated from {len(text)} nucleotides" + (f" by genetic code {table}" if table != 1 else "")
+    parts = [text[place : place + 3] for place in range(0, len(text), 3)]
+    complete = parts[-1] in stops
+    if complete:
+        parts.pop()
+    if not parts:
+        note += ", a stop codon alone"
+    protein = [codons.get(codon, "X") for codon in parts]
+    if complete and parts and parts[0] in starts and protein[0] != "M":
+        note += f", start codon {parts[0]} read as M"
+        protein[0] = "M"
+    return replace(record, sequence="".join(protein), note=note)
+
+
+@lru_cache(maxsize=4)
+def read_genetic_code(table: int) -> tuple[Mapping[str, str], frozenset[str], frozenset[str]]:
+    """Look a genetic code up in Biopython's copy of NCBI's tables.
+
+    Returns
+    -------
+    codons : mapping of str to str
+        Amino acid, or ``*``, of each codon, ambiguous ones included where their meaning is not.
+    starts, stops : frozenset of str
+        Codons that begin and end a protein; some codes have codons that both end it and mean a residue.
+
+    Raises
+    ------
+    UsageError
+        There is no such genetic code.
+    """
+    from itertools import product
+
+    from Bio.Data.CodonTable import TranslationError, ambiguous_dna_by_id
+
+    if table not in ambiguous_dna_by_id:
+        known = ", ".join(map(str, sorted(ambiguous_dna_by_id)))
+        raise UsageError(f"there is no genetic code {table}; NCBI numbers them {known}")
+    code = ambiguous_dna_by_id[table]
+    stops = frozenset(code.stop_codons)
+    codons = {}
+    for letters in product("ACGTRYSWKMBDHVN", repeat=3):
+        codon = "".join(letters)
+        try:
+            codons[codon] = code.forward_table[codon]
+        except (KeyError, TranslationError):  # a stop codon; or more than one meaning
+            if codon in stops:
+                codons[codon] = "*"
+    return MappingProxyType(codons), frozenset(code.start_codons), stops
 
 
 def remove_white_space(text: str) -> str:

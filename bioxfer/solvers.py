@@ -152,7 +152,7 @@ def _train_linear(
             return loss
 
         solver.step(closure)  # type: ignore[no-untyped-call]
-        w, b = weight.detach().numpy() / scale, bias.detach().numpy()
+        w, b = weight.detach().double().numpy() / scale, bias.detach().numpy()
         yield penalty, {"weight": w.astype(np.float32), "bias": (b - w @ mean).astype(np.float32)}
 
 
@@ -197,7 +197,7 @@ def _train_mlp(
             solver.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             solver.step()
-        w = weight_in.detach().numpy() / scale
+        w = weight_in.detach().double().numpy() / scale
         yield (
             epoch,
             {

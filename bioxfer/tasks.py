@@ -38,9 +38,9 @@ class Decision(NamedTuple):
 
     Attributes
     ----------
-    label
+    label : str
         The class, or the number written out; empty where there was nothing to predict from.
-    score
+    score : float
         Calibrated probability of the class; NaN for a number.
     """
 
@@ -54,7 +54,7 @@ class Multiclass:
 
     Parameters
     ----------
-    classes
+    classes : tuple of str
         Their names, in the order of the outputs.
     """
 
@@ -75,10 +75,10 @@ class Multiclass:
         """
         counts = Counter(map(str, labels))
         if "" in counts:
-            raise LabelError(f"{counts['']} of {len(labels)} labels are empty; drop or fill those rows.")
+            raise LabelError(f"{counts['']} of {len(labels)} labels are empty; drop or fill those rows")
         if len(counts) < 2:
             found = ", ".join(f"{name!r} ({n} proteins)" for name, n in counts.items()) or "no labels"
-            raise LabelError(f"a classifier needs at least two classes, and the labels hold {found}.")
+            raise LabelError(f"a classifier needs at least two classes, and the labels hold {found}")
         return cls(tuple(sorted(counts)))
 
     @property
@@ -104,7 +104,7 @@ class Multiclass:
         for i, label in enumerate(labels):
             if str(label) not in place:
                 known = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
-                raise LabelError(f"label {str(label)!r} (row {i + 1}) is none of the classes {known}.")
+                raise LabelError(f"label {str(label)!r} (row {i + 1}) is none of the classes {known}")
             targets[i] = place[str(label)]
         return targets
 
@@ -186,7 +186,7 @@ class Regression:
 
     Parameters
     ----------
-    mean, scale
+    mean, scale : float
         Mean and standard deviation of the training labels, in the labels' unit.
     """
 
@@ -208,7 +208,7 @@ class Regression:
         """
         values = _numbers(labels)
         if len(values) < 2 or np.ptp(values) == 0:
-            raise LabelError(f"a regression needs labels that differ, and all {len(values)} are the same.")
+            raise LabelError(f"a regression needs labels that differ, and all {len(values)} are the same")
         return cls(float(values.mean()), float(values.std()))
 
     @property
@@ -311,10 +311,10 @@ def task_from_name(name: str, labels: Sequence[str]) -> Task:
 
     Parameters
     ----------
-    name
+    name : {"auto", "multiclass", "regression"}
         ``"multiclass"``, ``"regression"``, or ``"auto"``: a regression where every label is a number and
         either some have a decimal point or more than 20 differ; else classes.
-    labels
+    labels : sequence of str
         Labels as text.
 
     Raises
@@ -330,7 +330,7 @@ def task_from_name(name: str, labels: Sequence[str]) -> Task:
         return Multiclass.from_labels(labels)
     if name == "regression":
         return Regression.from_labels(labels)
-    raise UsageError(f"task {name!r} is not one of auto, multiclass, regression.")
+    raise UsageError(f"task {name!r} is not one of auto, multiclass, regression")
 
 
 def task_from_dict(data: object) -> Task:
@@ -356,7 +356,7 @@ def _numbers(labels: Sequence[str]) -> FloatArray:
     for i, label in enumerate(labels):
         value = _number(label)
         if value is None:
-            raise LabelError(f"label {str(label)!r} (row {i + 1}) is not a finite number; mend or drop it.")
+            raise LabelError(f"label {str(label)!r} (row {i + 1}) is not a finite number; mend or drop it")
         values[i] = value
     return values
 

@@ -1,10 +1,11 @@
-"""Train and evaluate from files: the conductor from labelled records to a head and its card."""
+"""Train and evaluate: the conductor from labelled records to a head and its card, or to metrics."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from bioxfer.engine import BATCH_TOKENS
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.evaluate import audit_leakage, score_predictions
 from bioxfer.heads import TrainedHead
+from bioxfer.homology import Method
 from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
 from bioxfer.sequences import OnInvalid, SequenceRecord, clean_protein
 from bioxfer.transfer import HeadChoice, train_head
 
-__all__ = ["describe_card", "evaluate_from_files", "read_labelled", "train_from_files"]
+__all__ = ["describe_card", "evaluate_on_records", "read_labelled", "train_on_records"]
 
 log = logging.getLogger("bioxfer")
 
@@ -79,16 +81,17 @@ def read_labelled(
     return labelled
 
 
-def train_from_files(
-    source: str | os.PathLike[str],
-    labels: str | os.PathLike[str] | None,
+def train_on_records(
+    records: Sequence[SequenceRecord],
     backbone: Backbone,
     *,
     name: str,
+    data_source: str = "",
     task: str = "auto",
     head: HeadChoice = "auto",
     split: SplitBy = "homology",
     identity: float = 0.3,
+    cluster_by: Method = "auto",
     valid: float = 0.15,
     refit: bool = True,
     layer: int | None = None,
@@ -98,10 +101,10 @@ def train_from_files(
     limits: Sequence[str] = (),
     long: Long = "window",
     on_invalid: OnInvalid = "x",
-    on_duplicate: OnDuplicate = "error",
     degap: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     cache: EmbeddingCache | None = None,
+    fp32: Callable[[], Backbone] | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
@@ -110,11 +113,11 @@ def train_from_files(
 
     Parameters
     ----------
-    source, labels, on_duplicate
-        See `read_labelled`.
+    records : sequence of SequenceRecord
+        With labels, as `read_labelled` gives them.
     backbone : Backbone
         The frozen feature extractor.
-    name, task, head, valid, refit, licence, intended_use, limits, seed
+    name, data_source, task, head, valid, refit, licence, intended_use, limits, seed
         See `bioxfer.transfer.train_head`.
     split : {"homology", "random", "column"}, optional
         Hold out whole homology clusters, random proteins, or the rows whose
@@ -122,7 +125,9 @@ def train_from_files(
         with ``val`` nor with ``train`` are left out and counted.
     identity : float, optional
         Share of identical residues from which proteins are relatives.
-    layer, pool, long, on_invalid, degap, batch_tokens, cache, progress
+    cluster_by : {"auto", "mmseqs", "kmer"}, optional
+        What finds relatives, see `bioxfer.clusters.cluster_sequences`; the card says which it was.
+    layer, pool, long, on_invalid, degap, batch_tokens, cache, fp32, progress
         See `embed_records`.
     threads : int, optional
         Of the homology search.
@@ -137,7 +142,6 @@ def train_from_files(
     LabelError
         If labels and records do not fit, or the split column is not there.
     """
-    records = read_labelled(source, labels, on_duplicate=on_duplicate)
     if split == "column":
         records = _keep_split_rows(records)
     number = resolve_layer(backbone, layer)
@@ -151,9 +155,11 @@ def train_from_files(
         degap=degap,
         batch_tokens=batch_tokens,
         cache=cache,
+        fp32=fp32,
         progress=progress,
     )
-    groups = cluster_sequences(embedded.residues, identity=identity, threads=threads)
+    finder = _resolve(cluster_by)
+    groups = cluster_sequences(embedded.residues, identity=identity, method=finder, threads=threads)
     sides: list[str] | None = None
     if split == "column":
         sides = ["train" if (r.split or "").startswith("train") else "valid" for r in records]
@@ -178,35 +184,38 @@ def train_from_files(
         refit=refit,
         seed=seed,
         data_sha256=_digest(records),
-        data_source=", ".join(os.path.basename(path) for path in (source, labels) if path is not None),
+        data_source=data_source,
         licence=licence,
         intended_use=intended_use,
         limits=limits,
     )
     trained.card["split"]["identity"] = identity
+    trained.card["split"]["clustered_by"] = finder
     if sides is not None:
         held = np.array(sides) == "valid"
         chosen = np.array(embedded.residues, dtype=object)
-        audit = audit_leakage(list(chosen[~held]), list(chosen[held]))
+        audit = audit_leakage(
+            list(chosen[~held]), list(chosen[held]), identity=identity, method=finder, threads=threads
+        )
         trained.card["split"]["leakage"] = audit.to_dict()
         if split == "random":
             trained.card["split"]["how"] = f"random proteins, seed {seed}; relatives may be on both sides"
     return trained
 
 
-def evaluate_from_files(
+def evaluate_on_records(
     head: TrainedHead,
-    source: str | os.PathLike[str],
-    labels: str | os.PathLike[str] | None,
+    records: Sequence[SequenceRecord],
     backbone: Backbone,
     *,
     identity: float = 0.3,
+    cluster_by: Method = "auto",
     long: Long = "window",
     on_invalid: OnInvalid = "x",
-    on_duplicate: OnDuplicate = "error",
     degap: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     cache: EmbeddingCache | None = None,
+    fp32: Callable[[], Backbone] | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
@@ -217,13 +226,13 @@ def evaluate_from_files(
     ----------
     head : TrainedHead
         What is judged.
-    source, labels, on_duplicate
-        See `read_labelled`.
+    records : sequence of SequenceRecord
+        With labels, as `read_labelled` gives them.
     backbone : Backbone
         The head's own.
-    identity, threads
-        See `train_from_files`.
-    long, on_invalid, degap, batch_tokens, cache, progress
+    identity, cluster_by, threads
+        See `train_on_records`.
+    long, on_invalid, degap, batch_tokens, cache, fp32, progress
         See `embed_records`.
     seed : int, optional
         Of the bootstrap.
@@ -231,7 +240,8 @@ def evaluate_from_files(
     Returns
     -------
     list of tuple of str
-        ``metric, value, low, high``; the interval is empty where there is none.
+        ``metric, value, low, high``; the interval is empty where there is none. Before the metrics
+        stand the numbers of proteins, of homology clusters, and of proteins that the head was trained on.
 
     Raises
     ------
@@ -241,7 +251,6 @@ def evaluate_from_files(
         If a label is none of the head's classes.
     """
     head.check_backbone(backbone)
-    records = read_labelled(source, labels, on_duplicate=on_duplicate)
     targets = head.task.encode([record.label or "" for record in records])
     embedded = _embed(
         records,
@@ -253,17 +262,28 @@ def evaluate_from_files(
         degap=degap,
         batch_tokens=batch_tokens,
         cache=cache,
+        fp32=fp32,
         progress=progress,
     )
     usable = np.isfinite(embedded.features).all(axis=1)
     if not usable.any():
-        raise LabelError(f"{source}: none of {len(records)} labelled records has a vector to be judged by")
-    groups = cluster_sequences(embedded.residues, identity=identity, threads=threads)[usable]
+        raise LabelError(f"none of {len(records)} labelled records has a vector to be judged by")
+    finder = _resolve(cluster_by)
+    groups = cluster_sequences(embedded.residues, identity=identity, method=finder, threads=threads)[usable]
     outputs, targets = head.logits(embedded.features[usable]), targets[usable]
     scores = score_predictions(head.task.metrics, targets, head.task.predict(outputs), groups, seed=seed)
+    trained_on = len({record.id for record in records} & set(head.index.ids))
+    if trained_on:
+        log.warning(
+            "%d of %d proteins bear ids that head %r was trained on; what it says of those is memory",
+            trained_on,
+            len(records),
+            head.name,
+        )
     rows = [
         ("proteins", str(int(usable.sum())), "", ""),
         ("clusters", str(len(set(groups.tolist()))), "", ""),
+        ("trained_on", str(trained_on), "", ""),
     ]
     if missing := int((~usable).sum()):
         rows.append(("left_out_without_vector", str(missing), "", ""))
@@ -287,12 +307,15 @@ def describe_card(card: dict[str, Any]) -> str:
         f"licence: {card['data']['licence']}",
         f"split    {split['train']} for training, {split['valid']} held out in {split['valid_clusters']} "
         f"homology clusters; {split['how']}",
-        f"         {split['valid_with_relatives_in_train']} of the held-out have relatives in training",
+        f"         {split['valid_with_relatives_in_train']} of the held-out have relatives in training"
+        + (f" (by {split['clustered_by']}, identity {split['identity']})" if "identity" in split else ""),
         "",
-        f"{'held-out proteins':<20}" + "".join(f"{metric:>26}" for metric in card["metrics"]),
+        f"{'held-out proteins':<20}" + "".join(f"{metric:>26}" for metric in sorted(card["metrics"])),
         _describe_scores(card["name"], card["metrics"]),
     ]
-    lines += [_describe_scores(other, found["metrics"]) for other, found in card["baselines"].items()]
+    # In an order of our own: a card that was read from a file has its keys sorted.
+    baselines = sorted(card["baselines"], key=lambda name: (name != "majority", name))
+    lines += [_describe_scores(name, card["baselines"][name]["metrics"]) for name in baselines]
     lines.append("")
     if calibration["ece_after"] is not None:
         lines.append(
@@ -306,17 +329,24 @@ def describe_card(card: dict[str, Any]) -> str:
 
 def _describe_scores(name: str, scores: dict[str, Any]) -> str:
     cells = []
-    for score in scores.values():
+    for _, score in sorted(scores.items()):
         interval = " [{:.3f}, {:.3f}]".format(*score["ci95"]) if score["ci95"] else ""
         cells.append(f"{score['value']:.3f}{interval}")
     return f"{name:<20}" + "".join(f"{cell:>26}" for cell in cells)
+
+
+def _resolve(cluster_by: Method) -> Method:
+    """Say what ``auto`` is on this machine, as the card has to."""
+    if cluster_by != "auto":
+        return cluster_by
+    return "mmseqs" if shutil.which("mmseqs") else "kmer"
 
 
 def _decimal(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4f}"
 
 
-def _keep_split_rows(records: list[SequenceRecord]) -> list[SequenceRecord]:
+def _keep_split_rows(records: Sequence[SequenceRecord]) -> list[SequenceRecord]:
     kept = [record for record in records if (record.split or "").startswith(("train", "val"))]
     if not any((record.split or "").startswith("val") for record in kept):
         found = ", ".join(sorted({record.split or "(empty)" for record in records})[:5])
@@ -339,6 +369,7 @@ def _embed(
     degap: bool,
     batch_tokens: int,
     cache: EmbeddingCache | None,
+    fp32: Callable[[], Backbone] | None,
     progress: Callable[[int], object] | None,
 ) -> _Embedded:
     rows = list(
@@ -352,6 +383,7 @@ def _embed(
             degap=degap,
             batch_tokens=batch_tokens,
             cache=cache,
+            fp32=fp32,
             progress=progress,
         )
     )

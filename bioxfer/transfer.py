@@ -143,7 +143,9 @@ def train_head(
         As in `fit`; also a split that is neither ``train`` nor ``valid``, or an empty side.
     """
     vectors = np.ascontiguousarray(features, dtype=np.float32)
-    _check_lengths(vectors, labels=labels, ids=ids, sequences=sequences, groups=np.asarray(groups))
+    _check_lengths(
+        vectors, {"labels": labels, "ids": ids, "sequences": sequences, "groups": np.asarray(groups)}
+    )
     usable = np.flatnonzero(np.isfinite(vectors).all(axis=1))
     x, group = vectors[usable], np.asarray(groups)[usable]
     label, names, proteins = ([column[i] for i in usable.tolist()] for column in (labels, ids, sequences))
@@ -154,7 +156,7 @@ def train_head(
         side = homology_split(group, valid=valid, seed=seed, y=balance)
         how = f"whole homology clusters held out, {valid:.0%} of the proteins, seed {seed}"
     else:
-        _check_lengths(vectors, splits=splits)
+        _check_lengths(vectors, {"splits": splits})
         side = np.array([str(splits[i]) for i in usable.tolist()])
         how = "given with the data"
     train, held = _sides(side)
@@ -290,7 +292,7 @@ def fit(
     x = np.ascontiguousarray(features, dtype=np.float32)
     names = [str(i + 1) for i in range(len(x))] if ids is None else list(ids)
     group = np.arange(len(x)) if groups is None else np.asarray(groups)
-    _check_lengths(x, labels=labels, ids=names, groups=group)
+    _check_lengths(x, {"labels": labels, "ids": names, "groups": group})
     if not np.isfinite(x).all():
         bad = int((~np.isfinite(x).all(axis=1)).sum())
         raise UsageError(f"{bad} of {len(x)} vectors hold NaN or infinity; drop those proteins first")
@@ -410,7 +412,7 @@ def _median(settings: list[Setting]) -> Setting:
     return {name: sorted(s[name] for s in settings)[len(settings) // 2] for name in settings[0]}
 
 
-def _check_lengths(x: Floats, **columns: Sequence[Any] | npt.NDArray[Any]) -> None:
+def _check_lengths(x: Floats, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]]) -> None:
     if x.ndim != 2:
         raise UsageError(f"features of shape {x.shape} are not (proteins, dimensions)")
     for name, column in columns.items():

@@ -116,8 +116,8 @@ def write_vectors(
 
 def _cells(each: EmbeddedRecord, pool: str, count: int) -> Sequence[object]:
     vector = each.vector(pool)
-    # str() of a float32 is the shortest text that reads back to the same float32.
-    values = [""] * count if vector is None else [str(value) for value in vector]
+    # As numpy scalars, whose str() is the shortest text that reads back to the same float32.
+    values: Sequence[object] = [None] * count if vector is None else list(vector)
     return [each.record.id, each.length, each.status, each.message, *values]
 
 
@@ -151,7 +151,7 @@ def _write_hdf5(
 ) -> None:
     h5py = _import_h5py()
     taken: set[str] = set()
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", track_order=True) as file:  # a reader then meets the records in input order
         for name, value in facts.items():
             file.attrs[name] = value
         for number, each in enumerate(rows):
@@ -159,11 +159,20 @@ def _write_hdf5(
             found = each.residues if per_residue else each.vector(pool)
             data: Vector = np.empty(0, dtype=np.float32) if found is None else found
             entry = file.create_dataset(key, data=data)
-            entry.attrs["original_id"] = each.record.id.encode("utf-8", "surrogateescape")
+            entry.attrs["original_id"] = _hdf5_text(each.record.id)
             entry.attrs["number"] = number
             entry.attrs["length"] = each.length
             entry.attrs["status"] = each.status
             entry.attrs["message"] = each.message
+
+
+def _hdf5_text(text: str) -> str | bytes:
+    """Keep text as text, and bytes that are not UTF-8 as bytes."""
+    data = text.encode("utf-8", "surrogateescape")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _safe_key(identifier: str, number: int, taken: set[str]) -> str:

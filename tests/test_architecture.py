@@ -28,7 +28,6 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "__main__",
     "cli",
-    "options",
     "prediction",
     "training",
     "vectors",
@@ -71,7 +70,7 @@ HEAVY = {
     "matplotlib",
     "ray",
 }
-LIGHT_ROOMS = {"cli", "options", "io", "output", "lines", "sequences", "errors", "cache"}
+LIGHT_ROOMS = {"cli", "io", "output", "lines", "sequences", "errors", "cache"}
 
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NETWORK = {"socket", "urllib", "http", "requests", "httpx", "aiohttp", "ftplib", "huggingface_hub"}

@@ -176,7 +176,7 @@ def load_bytes(tmp_path, data):
     return TrainedHead.load(tmp_path / "bad")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_changed_byte_is_one_clear_error(tmp_path_factory, whole, data):
     place = data.draw(st.integers(0, len(whole) - 1))
@@ -228,7 +228,7 @@ def rewrite(whole, change):
         (lambda m, t: m.update(kind=["linear"]), r"kind \['linear'\]"),
         (lambda m, t: m.update(temperature=0.0), "temperature 0.0 is not above 0"),
         (lambda m, t: m.update(far="near"), "far 'near' is not a finite number"),
-        (lambda m, t: m.update(layer="last"), "layer 'last' is not a int"),
+        (lambda m, t: m.update(layer="last"), "layer 'last' is not of type int"),
         (lambda m, t: m.update(format=2), "format 2 is not 1"),
     ],
 )

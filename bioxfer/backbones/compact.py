@@ -336,7 +336,7 @@ def save_compact(model: CompactModel, path: str | Path, *, card: dict[str, Any])
     card : dict
         How the weights were made; kept as JSON in the file's metadata.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from bioxfer.output import publish
 
@@ -347,7 +347,7 @@ def save_compact(model: CompactModel, path: str | Path, *, card: dict[str, Any])
         "card": json.dumps(card, sort_keys=True),
     }
     with publish(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def _read_metadata(path: Path) -> dict[str, str]:

@@ -1,0 +1,93 @@
+"""Train the ready heads with `bioxfer train`, and judge them with `bioxfer evaluate` on tests never trained on.
+
+structure_class: TAPE's remote-homology table; the validation part holds folds that training lacks.
+localization: DeepLoc's ten compartments; whole homology clusters of the training rows are held out, and the
+DeepLoc test set is kept for the end.
+
+    python benchmarks/train_ready_heads.py
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from results import shared_folder, write_result
+
+from bioxfer.prediction import READY_HEADS, load_head
+
+POOL = "mean+max+start+end"
+HEADS = {
+    "structure_class": {
+        "table": "structure_class7",
+        "train": ("train", "valid"),
+        "test": None,
+        "options": ["--split", "column", "--no-refit"],
+        "licence": "MIT (TAPE remote homology, by way of nadavbra/protein_bert)",
+        "use": "SCOP class (a all-alpha, b all-beta, c alpha/beta, d alpha+beta, e multi-domain, f membrane, "
+        "g small) of one protein domain.",
+    },
+    "localization": {
+        "table": "localization10",
+        "train": ("train_recovered", "train_peer", "val_LA"),
+        "test": "test",
+        "options": ["--split", "homology"],
+        "licence": "MIT (DeepLoc, by way of protein-localization, bio_embeddings and DeepProtein)",
+        "use": "Main compartment of a eukaryotic protein, one of ten.",
+    },
+}
+
+
+def read_rows(table: str) -> list[dict[str, str]]:
+    csv.field_size_limit(10**7)
+    with lzma.open(shared_folder() / f"{table}.csv.xz", "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "sequence", "label", "split"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def run(*words: str) -> str:
+    """Run the command line as a user does."""
+    command = [sys.executable, "-m", "bioxfer", *words]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def main() -> None:
+    measured = {}
+    READY_HEADS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, plan in HEADS.items():
+            rows = read_rows(plan["table"])
+            kept = [row for row in rows if row["split"] in plan["train"]]
+            table = write_rows(Path(folder, f"{plan['table']}.csv"), kept)
+            out = READY_HEADS / f"{name}.safetensors"
+            shown = run(
+                "train", str(table), "-o", str(out), "--pool", POOL, "--licence", plan["licence"],
+                "--intended-use", plan["use"], "--overwrite", *plan["options"], *sys.argv[1:],
+            )  # fmt: skip
+            print(shown)
+            card = load_head(out).card
+            measured[name] = {
+                key: card[key] for key in ("split", "head", "backbone", "metrics", "baselines", "calibration")
+            }
+            if plan["test"]:
+                test = write_rows(Path(folder, "test.csv"), [r for r in rows if r["split"] == plan["test"]])
+                lines = run("evaluate", str(out), str(test)).splitlines()
+                measured[name]["test"] = {row["metric"]: row for row in csv.DictReader(lines)}
+                print(json.dumps(measured[name]["test"], indent=2))
+    write_result("ready_heads", measured)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The sub-commands ``bioxfer models`` and ``bioxfer heads``: what is here, where from, and how good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bioxfer.cli.options import Offline
+from bioxfer.cli.terminal import EXIT_CODES, start_messages
+
+__all__ = ["heads_app", "models_app"]
+
+models_app = typer.Typer(
+    help="The backbones: list, show, download, verify.", rich_markup_mode=None, epilog=EXIT_CODES
+)
+heads_app = typer.Typer(help="The heads: list, show.", rich_markup_mode=None, epilog=EXIT_CODES)
+
+_Sha256 = Annotated[str | None, typer.Option("--sha256", metavar="HEX", help="Hash that the file must have.")]
+_Head = Annotated[str, typer.Argument(metavar="HEAD", help="Name of a ready head, or a head file.")]
+
+
+@models_app.command("list", epilog=EXIT_CODES)
+def list_models() -> None:
+    """List the backbones and say which are at hand.
+
+    Columns: name, family, layers, width, parameters, where (embedded in the package, cached on this disk, or
+    not here yet).
+    """
+    from bioxfer.backbones import list_backbones
+
+    typer.echo("name\tfamily\tlayers\twidth\tparameters\twhere")
+    for info in list_backbones():
+        typer.echo(
+            f"{info.name}\t{info.family}\t{info.layers}\t{info.dim}\t"
+            f"{info.parameters / 1e6:.1f}M\t{info.where}"
+        )
+
+
+@models_app.command("show", epilog=EXIT_CODES)
+def show_model(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="compact, or weights that bioxfer pretrain wrote.")
+    ] = "compact",
+) -> None:
+    """Print the card of a compact backbone, as JSON."""
+    import json
+
+    from bioxfer.backbones.compact import read_card
+
+    typer.echo(json.dumps(read_card(None if name == "compact" else name), indent=2, ensure_ascii=False))
+
+
+@models_app.command("download", epilog=EXIT_CODES)
+def download_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of bioxfer models list.")],
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", metavar="URL", help="Mirror to fetch NAME.pt from.")
+    ] = None,
+    sha256: _Sha256 = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="DIR", help="Folder; torch.hub's if not given.")
+    ] = None,
+    offline: Offline = False,
+) -> None:
+    """Download the weights of a backbone, check them, and print where they lie."""
+    start_messages(quiet=False)
+    from bioxfer.backbones import download_backbone
+    from bioxfer.backbones.weights import PUBLISHER
+
+    typer.echo(
+        download_backbone(name, into=into, offline=offline, base_url=base_url or PUBLISHER, sha256=sha256)
+    )
+
+
+@models_app.command("verify", epilog=EXIT_CODES)
+def verify_model(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name of bioxfer models list, or a weights file.")
+    ],
+    sha256: _Sha256 = None,
+) -> None:
+    """Check the weights of a backbone, and print file, sha256 and whether that was known before."""
+    start_messages(quiet=False)
+    from bioxfer.backbones import verify_backbone
+
+    check = verify_backbone(name, sha256=sha256)
+    known = "as stated or recorded" if check.known else "nothing to hold it against"
+    typer.echo(f"{check.path}\t{check.sha256}\t{known}")
+
+
+@heads_app.command("list", epilog=EXIT_CODES)
+def list_ready_heads() -> None:
+    """List the ready heads.
+
+    Columns: name, task, kind, classes, backbone, pool.
+    """
+    from bioxfer.prediction import list_heads, load_head
+
+    typer.echo("name\ttask\tkind\tclasses\tbackbone\tpool")
+    for name in list_heads():
+        head = load_head(name)
+        typer.echo(f"{name}\t{head.task.name}\t{head.kind}\t{len(head.labels)}\t{head.backbone}\t{head.pool}")
+
+
+@heads_app.command("show", epilog=EXIT_CODES)
+def show_head(
+    name: _Head,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole card, as JSON.")] = False,
+) -> None:
+    """Print the card of a head: data, split, metrics, baselines, calibration, limits."""
+    import json
+
+    from bioxfer.prediction import load_head
+    from bioxfer.training import describe_card
+
+    card = load_head(name).card
+    typer.echo(json.dumps(card, indent=2, ensure_ascii=False) if as_json else describe_card(card))

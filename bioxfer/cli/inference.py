@@ -1,0 +1,204 @@
+"""The commands that use what is trained: predict and embed."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from bioxfer.cli.options import (
+    BatchTokens,
+    Degap,
+    Device,
+    Duplicate,
+    ExcelSafe,
+    GeneticCode,
+    HeadsModel,
+    InFile,
+    Invalid,
+    Layer,
+    LongOption,
+    LongProteins,
+    Model,
+    Offline,
+    OnDuplicateOption,
+    OnInvalidOption,
+    OutTable,
+    Overwrite,
+    Pool,
+    Precision,
+    PrecisionOption,
+    Quiet,
+    Resume,
+    TableShape,
+    Threads,
+    Translate,
+    TranslateOption,
+    Verbose,
+)
+from bioxfer.cli.preparing import backbone_loader, default_batch_tokens, given_files, open_cache, read_records
+from bioxfer.cli.terminal import report_records, show_progress, start_messages
+
+__all__ = ["embed_command", "predict_command"]
+
+
+def predict_command(
+    source: InFile,
+    out: OutTable,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head",
+            metavar="HEAD",
+            help="Name of a ready head, or a head file; may be repeated. All ready heads if not given.",
+        ),
+    ] = None,
+    model: HeadsModel = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Add one column per class to a wide table.")
+    ] = False,
+    shape: Annotated[
+        TableShape,
+        typer.Option("--format", help="One row per protein; or one per protein, head and class."),
+    ] = TableShape.wide,
+    device: Device = "cpu",
+    threads: Threads = None,
+    precision: PrecisionOption = Precision.fp32,
+    batch_tokens: BatchTokens = None,
+    long: LongOption = LongProteins.window,
+    on_invalid: OnInvalidOption = Invalid.x,
+    on_duplicate: OnDuplicateOption = Duplicate.error,
+    degap: Degap = False,
+    translate: TranslateOption = Translate.off,
+    genetic_code: GeneticCode = 1,
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    offline: Offline = False,
+    excel_safe: ExcelSafe = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Predict with trained heads, such as the structure class or the place in the cell of every protein.
+
+    One row per record, in input order. Columns: id, length, status (ok, windowed, truncated, skipped,
+    failed), message; then, for each head, its label, the calibrated score, the nearest training protein
+    with its cosine similarity, and a flag (in-domain or far). A long table has head, rank, label and score
+    instead.
+    """
+    start_messages(quiet=quiet, verbose=verbose)
+    from bioxfer.output import check_output, table_format
+
+    table_format(out)
+    check_output(out, inputs=[source, *given_files(head)], overwrite=overwrite)
+    records = read_records(source, on_duplicate.value, translate, genetic_code)
+    from bioxfer.prediction import load_heads, write_predictions
+
+    heads = load_heads(head or None)
+    load = backbone_loader(model or heads[0].backbone, device=device, offline=offline, threads=threads)
+    with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
+        statuses = write_predictions(
+            records,
+            out,
+            heads,
+            load(precision.value),
+            shape=shape.value,
+            probabilities=probabilities,
+            long=long.value,
+            on_invalid=on_invalid.value,
+            degap=degap,
+            batch_tokens=batch_tokens or default_batch_tokens(device),
+            cache=cache,
+            fp32=partial(load, "fp32"),
+            excel_safe=excel_safe,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    report_records(statuses, source=source, out=out)
+
+
+def embed_command(
+    source: InFile,
+    out: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FILE",
+            help="File to write: .h5, .npz, .csv, .tsv, .csv.gz, .tsv.gz, .csv.xz or .parquet; - is CSV to "
+            "stdout.",
+        ),
+    ],
+    model: Model = "compact",
+    layer: Layer = None,
+    pool: Pool = "mean",
+    per_residue: Annotated[
+        bool, typer.Option("--per-residue", help="Write one (L, D) matrix per protein instead; .h5 or .npz.")
+    ] = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+    precision: PrecisionOption = Precision.fp32,
+    batch_tokens: BatchTokens = None,
+    long: LongOption = LongProteins.window,
+    on_invalid: OnInvalidOption = Invalid.x,
+    on_duplicate: OnDuplicateOption = Duplicate.error,
+    degap: Degap = False,
+    translate: TranslateOption = Translate.off,
+    genetic_code: GeneticCode = 1,
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    offline: Offline = False,
+    excel_safe: ExcelSafe = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn every protein into one vector, or into one vector per residue.
+
+    A table has the columns id, length, status, message, mean_0, mean_1, ...; .npz and .h5 keep the same
+    beside the arrays. A record without a vector (skipped or failed) has empty cells, or NaN.
+    """
+    start_messages(quiet=quiet, verbose=verbose)
+    from bioxfer.output import check_output
+    from bioxfer.pooling import parse_pool
+    from bioxfer.vectors import check_vector_format, write_vectors
+
+    check_vector_format(out, per_residue=per_residue)
+    check_output(out, inputs=[source], overwrite=overwrite)
+    parse_pool(pool)
+    records = read_records(source, on_duplicate.value, translate, genetic_code)
+    from bioxfer.embedding import embed_records, resolve_layer
+
+    load = backbone_loader(model, device=device, offline=offline, threads=threads)
+    backbone = load(precision.value)
+    number = resolve_layer(backbone, layer)
+    with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
+        statuses = write_vectors(
+            out,
+            embed_records(
+                records,
+                backbone,
+                layer=number,
+                pools=() if per_residue else (pool,),
+                per_residue=per_residue,
+                long=long.value,
+                on_invalid=on_invalid.value,
+                degap=degap,
+                batch_tokens=batch_tokens or default_batch_tokens(device),
+                cache=cache,
+                fp32=partial(load, "fp32"),
+                progress=progress,
+            ),
+            pool=pool,
+            width=backbone.dim,
+            facts={
+                "model": backbone.name,
+                "fingerprint": backbone.fingerprint,
+                "layer": number,
+                "pool": "residues" if per_residue else pool,
+                "precision": backbone.precision,
+            },
+            per_residue=per_residue,
+            excel_safe=excel_safe,
+            overwrite=overwrite,
+        )
+    report_records(statuses, source=source, out=out)

@@ -1,0 +1,258 @@
+"""Options that several commands share: their names, choices and help."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "BatchTokens",
+    "ClusterBy",
+    "ClusterByOption",
+    "Degap",
+    "Device",
+    "Duplicate",
+    "ExcelSafe",
+    "GeneticCode",
+    "HeadForm",
+    "HeadsModel",
+    "Identity",
+    "InFile",
+    "Invalid",
+    "Labels",
+    "Layer",
+    "LongOption",
+    "LongProteins",
+    "Model",
+    "Offline",
+    "OnDuplicateOption",
+    "OnInvalidOption",
+    "OutTable",
+    "Overwrite",
+    "Pool",
+    "Precision",
+    "PrecisionOption",
+    "Quiet",
+    "Resume",
+    "Seed",
+    "Split",
+    "TableShape",
+    "TaskKind",
+    "Threads",
+    "Translate",
+    "TranslateOption",
+    "Verbose",
+]
+
+
+class Precision(str, Enum):
+    """Type of the backbone's matrices."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    auto = "auto"
+
+
+class ClusterBy(str, Enum):
+    """What finds relatives among proteins."""
+
+    auto = "auto"
+    mmseqs = "mmseqs"
+    kmer = "kmer"
+
+
+class LongProteins(str, Enum):
+    """What to do with proteins longer than the backbone's window."""
+
+    window = "window"
+    truncate = "truncate"
+    skip = "skip"
+    error = "error"
+
+
+class Invalid(str, Enum):
+    """What to do with characters that are no amino acid."""
+
+    x = "x"
+    error = "error"
+    skip = "skip"
+
+
+class Duplicate(str, Enum):
+    """What to do with equal ids."""
+
+    error = "error"
+    rename = "rename"
+
+
+class Translate(str, Enum):
+    """How nucleotides become proteins."""
+
+    off = "off"
+    cds = "cds"
+
+
+class TableShape(str, Enum):
+    """Form of the prediction table."""
+
+    wide = "wide"
+    long = "long"
+
+
+class HeadForm(str, Enum):
+    """Form of a head."""
+
+    auto = "auto"
+    linear = "linear"
+    mlp = "mlp"
+    nearest = "nearest"
+
+
+class TaskKind(str, Enum):
+    """Kind of a task."""
+
+    auto = "auto"
+    multiclass = "multiclass"
+    regression = "regression"
+
+
+class Split(str, Enum):
+    """How validation proteins are chosen."""
+
+    homology = "homology"
+    random = "random"
+    column = "column"
+
+
+InFile = Annotated[
+    str,
+    typer.Argument(metavar="IN", help="FASTA, or CSV/TSV with id,sequence; may be compressed; - is stdin."),
+]
+OutTable = Annotated[
+    str,
+    typer.Option(
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="Table to write: .csv, .tsv, .csv.gz, .tsv.gz, .csv.xz or .parquet; - is CSV to stdout.",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option("--model", metavar="MODEL", help="Backbone: compact, a fair-esm name, or a weights file."),
+]
+HeadsModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="FILE",
+        help="Weights of the head's backbone, where they are not found by the name it states.",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="Processor threads; all cores if not given."),
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        help="fp32 is exact; bf16 is faster where the processor has it, and auto takes it there.",
+    ),
+]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-tokens",
+        min=1,
+        metavar="N",
+        help="Tokens run at once; more need more memory. 4096 on a processor, four times that elsewhere.",
+    ),
+]
+LongOption = Annotated[
+    LongProteins,
+    typer.Option(
+        "--long",
+        help="Proteins longer than the backbone's window: stitch overlapping windows, cut the end off, "
+        "leave the row empty, or stop.",
+    ),
+]
+OnInvalidOption = Annotated[
+    Invalid,
+    typer.Option(
+        "--on-invalid",
+        help="Characters that are no amino acid: make them X and count them, stop, or leave the row empty.",
+    ),
+]
+OnDuplicateOption = Annotated[
+    Duplicate,
+    typer.Option("--on-duplicate", help="A second record with the same id: stop, or call it ID_2, ID_3, ..."),
+]
+Degap = Annotated[bool, typer.Option("--degap", help="Remove the gaps - and . of an alignment.")]
+TranslateOption = Annotated[
+    Translate,
+    typer.Option("--translate", help="cds: records are coding sequences, read from their first nucleotide."),
+]
+GeneticCode = Annotated[
+    int,
+    typer.Option(
+        "--genetic-code",
+        metavar="N",
+        help="NCBI's number: 1 standard, 2 vertebrate mitochondria, 11 bacteria, ...",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Keep finished work in a cache (folder: BIOXFER_CACHE), so that a second or a killed run does "
+        "nothing twice.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Offline = Annotated[bool, typer.Option("--offline", envvar="BIOXFER_OFFLINE", help="Open no socket.")]
+ExcelSafe = Annotated[
+    bool, typer.Option("--excel-safe", help="Put ' before text that a spreadsheet would run as a formula.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of everything random.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
+Layer = Annotated[
+    int | None,
+    typer.Option("--layer", metavar="N", help="Layer to read: 0 is the embedding, -1 the last (default)."),
+]
+Pool = Annotated[
+    str,
+    typer.Option(
+        "--pool",
+        metavar="POOL",
+        help="mean, max, cls, start or end (first and last 32 residues), or several joined by +.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels", metavar="FILE", help="CSV/TSV with id,label[,split]; not needed if IN has a label column."
+    ),
+]
+ClusterByOption = Annotated[
+    ClusterBy,
+    typer.Option(
+        "--cluster-by",
+        help="What finds relatives: the program mmseqs, or a k-mer search of our own; auto takes mmseqs where "
+        "it is installed.",
+    ),
+]
+Identity = Annotated[
+    float,
+    typer.Option(
+        "--identity",
+        min=0.05,
+        max=1.0,
+        metavar="SHARE",
+        help="Proteins with this share of identical residues are relatives.",
+    ),
+]

@@ -1,0 +1,75 @@
+"""What commands do before their work: open the input, the cache and the backbone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from bioxfer.cli.options import Translate
+
+if TYPE_CHECKING:
+    from bioxfer.backbones import Backbone
+    from bioxfer.cache import EmbeddingCache
+    from bioxfer.io import OnDuplicate
+    from bioxfer.sequences import SequenceRecord
+
+__all__ = ["backbone_loader", "default_batch_tokens", "given_files", "open_cache", "read_records"]
+
+log = logging.getLogger("bioxfer")
+
+
+def given_files(names: Sequence[str | None] | None) -> list[str]:
+    """Keep what names a file: an output must not replace it."""
+    return [name for name in names or () if name is not None]
+
+
+def read_records(
+    source: str, on_duplicate: OnDuplicate, translate: Translate, genetic_code: int
+) -> Iterator[SequenceRecord]:
+    """Open the input, and put translation between it and its reader if that is asked for."""
+    from bioxfer.io import iter_sequences
+    from bioxfer.sequences import read_genetic_code, translate_cds
+
+    records = iter_sequences(source, on_duplicate=on_duplicate)
+    if translate is Translate.off:
+        return records
+    read_genetic_code(genetic_code)  # an unknown one is refused before a model loads
+    return (translate_cds(record, table=genetic_code) for record in records)
+
+
+def backbone_loader(
+    name: str, *, device: str, offline: bool, threads: int | None
+) -> Callable[[str], Backbone]:
+    """Give a function that loads the backbone in a given precision."""
+    from bioxfer.backbones import load_backbone
+
+    def load(precision: str) -> Backbone:
+        backbone = load_backbone(name, precision=precision, device=device, offline=offline, threads=threads)
+        log.debug(
+            "backbone %s (%s), %s on %s", backbone.name, backbone.fingerprint, backbone.precision, device
+        )
+        return backbone
+
+    return load
+
+
+def default_batch_tokens(device: str) -> int:
+    """Choose how many tokens run at once where nobody said."""
+    from bioxfer.engine import BATCH_TOKENS
+
+    return BATCH_TOKENS if device == "cpu" else 4 * BATCH_TOKENS  # a launch costs a GPU more
+
+
+@contextlib.contextmanager
+def open_cache(resume: bool) -> Iterator[EmbeddingCache | None]:
+    """Open the user's cache; none without ``--resume``."""
+    if not resume:
+        yield None
+        return
+    from bioxfer.cache import EmbeddingCache, default_cache_path
+
+    with EmbeddingCache(default_cache_path()) as cache:
+        log.debug("cache %s, %d vectors", default_cache_path(), len(cache))
+        yield cache

@@ -1,0 +1,344 @@
+"""The commands that train, and judge what was trained: train, evaluate and pretrain."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bioxfer.cli.options import (
+    BatchTokens,
+    ClusterBy,
+    ClusterByOption,
+    Degap,
+    Device,
+    Duplicate,
+    HeadForm,
+    HeadsModel,
+    Identity,
+    InFile,
+    Invalid,
+    Labels,
+    Layer,
+    LongOption,
+    LongProteins,
+    Model,
+    Offline,
+    OnDuplicateOption,
+    OnInvalidOption,
+    Overwrite,
+    Pool,
+    Precision,
+    PrecisionOption,
+    Quiet,
+    Resume,
+    Seed,
+    Split,
+    TaskKind,
+    Threads,
+    Verbose,
+)
+from bioxfer.cli.preparing import backbone_loader, default_batch_tokens, given_files, open_cache
+from bioxfer.cli.terminal import show_progress, start_messages
+from bioxfer.errors import UsageError
+
+__all__ = ["evaluate_command", "pretrain_command", "train_command"]
+
+
+def train_command(
+    source: InFile,
+    out: Annotated[
+        str, typer.Option("-o", "--out", metavar="FILE", help="Head to write, a .safetensors file.")
+    ],
+    labels: Labels = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", metavar="NAME", help="Name of the head and of its columns; FILE's stem if not given."
+        ),
+    ] = None,
+    task: Annotated[TaskKind, typer.Option("--task", help="auto tells by the labels.")] = TaskKind.auto,
+    head: Annotated[
+        HeadForm, typer.Option("--head", help="auto chooses by cross-validation over homology clusters.")
+    ] = HeadForm.auto,
+    split: Annotated[
+        Split,
+        typer.Option(
+            "--split",
+            help="Hold out whole homology clusters, random proteins, or the rows whose split column begins "
+            "with val; rows that begin with neither val nor train are then left out.",
+        ),
+    ] = Split.homology,
+    identity: Identity = 0.3,
+    cluster_by: ClusterByOption = ClusterBy.auto,
+    valid: Annotated[
+        float,
+        typer.Option("--valid", min=0.01, max=0.9, metavar="SHARE", help="Share of proteins held out."),
+    ] = 0.15,
+    model: Model = "compact",
+    layer: Layer = None,
+    pool: Pool = "mean+max",
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Ship weights fitted on all proteins, or on the training part alone, as the metrics are.",
+        ),
+    ] = True,
+    licence: Annotated[
+        str, typer.Option("--licence", metavar="TEXT", help="Licence of the labels, for the card.")
+    ] = "",
+    intended_use: Annotated[
+        str, typer.Option("--intended-use", metavar="TEXT", help="What the head is for, for the card.")
+    ] = "",
+    limits: Annotated[
+        list[str] | None,
+        typer.Option("--limit", metavar="TEXT", help="A known limit, for the card; may be repeated."),
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    precision: PrecisionOption = Precision.fp32,
+    batch_tokens: BatchTokens = None,
+    long: LongOption = LongProteins.window,
+    on_invalid: OnInvalidOption = Invalid.x,
+    on_duplicate: OnDuplicateOption = Duplicate.error,
+    degap: Degap = False,
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    offline: Offline = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a head on labelled proteins, and say honestly how good it is.
+
+    The card goes into the head's file and its summary to standard output: metrics on held-out proteins with
+    95% intervals over homology clusters, beside the majority, composition, dipeptide and nearest-neighbour
+    baselines.
+    """
+    start_messages(quiet=quiet, verbose=verbose)
+    from bioxfer.output import check_output
+    from bioxfer.pooling import parse_pool
+
+    if not out.endswith(".safetensors"):
+        raise UsageError(f"a head is a .safetensors file, not {out!r}; change the suffix")
+    check_output(out, inputs=[source, *given_files([labels])], overwrite=overwrite)
+    parse_pool(pool)
+    from bioxfer.training import describe_card, read_labelled, train_on_records
+
+    records = read_labelled(source, labels, on_duplicate=on_duplicate.value)
+    load = backbone_loader(model, device=device, offline=offline, threads=threads)
+    with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
+        trained = train_on_records(
+            records,
+            load(precision.value),
+            name=name or Path(out).stem,
+            data_source=", ".join(Path(path).name for path in (source, labels) if path is not None),
+            task=task.value,
+            head=head.value,
+            split=split.value,
+            identity=identity,
+            cluster_by=cluster_by.value,
+            valid=valid,
+            refit=refit,
+            layer=layer,
+            pool=pool,
+            licence=licence,
+            intended_use=intended_use,
+            limits=limits or (),
+            long=long.value,
+            on_invalid=on_invalid.value,
+            degap=degap,
+            batch_tokens=batch_tokens or default_batch_tokens(device),
+            cache=cache,
+            fp32=partial(load, "fp32"),
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    trained.save(out)
+    typer.echo(describe_card(trained.card))
+
+
+def evaluate_command(
+    head: Annotated[str, typer.Argument(metavar="HEAD", help="Name of a ready head, or a head file.")],
+    source: InFile,
+    labels: Labels = None,
+    out: Annotated[
+        str,
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="Table of metrics, .csv or another; - is CSV to stdout."
+        ),
+    ] = "-",
+    model: HeadsModel = None,
+    identity: Identity = 0.3,
+    cluster_by: ClusterByOption = ClusterBy.auto,
+    device: Device = "cpu",
+    threads: Threads = None,
+    precision: PrecisionOption = Precision.fp32,
+    batch_tokens: BatchTokens = None,
+    long: LongOption = LongProteins.window,
+    on_invalid: OnInvalidOption = Invalid.x,
+    on_duplicate: OnDuplicateOption = Duplicate.error,
+    degap: Degap = False,
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    offline: Offline = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score a head on labelled proteins, with 95% intervals over homology clusters.
+
+    Columns: metric, value, low, high. Proteins that the head was trained on are counted, and warned of.
+    """
+    start_messages(quiet=quiet, verbose=verbose)
+    from bioxfer.output import TableWriter, check_output, table_format
+
+    table_format(out)
+    check_output(out, inputs=[source, *given_files([head, labels])], overwrite=overwrite)
+    from bioxfer.prediction import load_head
+    from bioxfer.training import evaluate_on_records, read_labelled
+
+    trained = load_head(head)
+    records = read_labelled(source, labels, on_duplicate=on_duplicate.value)
+    load = backbone_loader(model or trained.backbone, device=device, offline=offline, threads=threads)
+    with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
+        rows = evaluate_on_records(
+            trained,
+            records,
+            load(precision.value),
+            identity=identity,
+            cluster_by=cluster_by.value,
+            long=long.value,
+            on_invalid=on_invalid.value,
+            degap=degap,
+            batch_tokens=batch_tokens or default_batch_tokens(device),
+            cache=cache,
+            fp32=partial(load, "fp32"),
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    with TableWriter(out, ["metric", "value", "low", "high"], overwrite=overwrite) as table:
+        table.write(rows)
+
+
+def pretrain_command(
+    corpus: Annotated[
+        list[str],
+        typer.Argument(metavar="CORPUS...", help="FASTA, or text with one sequence a line (.txt, .txt.xz)."),
+    ],
+    out: Annotated[
+        str, typer.Option("-o", "--out", metavar="FILE", help="Weights to write, a .safetensors file.")
+    ],
+    valid: Annotated[
+        str | None, typer.Option("--valid", metavar="FILE", help="Held-out proteins for the perplexity.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="FILE",
+            help="Labelled table id,sequence,label of a source task; may be repeated.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="FILE",
+            help="Table of test proteins; source rows that resemble one are left out. May be repeated.",
+        ),
+    ] = None,
+    lam: Annotated[
+        float,
+        typer.Option(
+            "--lam", min=0.0, metavar="λ", help="Weight of the source tasks in L = L_mlm + λ·ΣL_source."
+        ),
+    ] = 0.5,
+    source_share: Annotated[
+        float,
+        typer.Option(
+            "--source-share",
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Share of crops that come from source tables.",
+        ),
+    ] = 0.25,
+    width: Annotated[
+        int, typer.Option("--width", min=64, metavar="D", help="Width of the model, a multiple of 64.")
+    ] = 256,
+    layers: Annotated[int, typer.Option("--layers", min=1, metavar="N", help="Transformer blocks.")] = 5,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes", min=0.0, metavar="MIN", help="Training time; the schedule follows the clock."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, metavar="N", help="Training steps, instead of --minutes."),
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option("--batch-tokens", min=64, metavar="N", help="Tokens of one step.")
+    ] = 8192,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", min=0.0, metavar="RATE", help="Peak of the schedule.")
+    ] = 2e-3,
+    optimizer: Annotated[
+        str,
+        typer.Option("--optimizer", metavar="NAME", help="muon or adamw, for the matrices in the blocks."),
+    ] = "muon",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="FILE", help="State to keep, and to go on from if it is there."),
+    ] = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a backbone on masked residues, and on source tasks beside them.
+
+    Prints the validation's numbers; the card in the weights has all others. Give either --minutes or --steps.
+    """
+    start_messages(quiet=quiet, verbose=verbose)
+    from bioxfer.output import check_output
+
+    if not out.endswith(".safetensors"):
+        raise UsageError(f"weights are a .safetensors file, not {out!r}; change the suffix")
+    inputs = [*corpus, *given_files([valid]), *(source or ()), *(exclude or ())]
+    check_output(out, inputs=inputs, overwrite=overwrite)
+    from bioxfer.pretrain import PretrainOptions, pretrain
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    card = pretrain(
+        corpus,
+        out,
+        options=PretrainOptions(
+            width=width,
+            layers=layers,
+            minutes=minutes,
+            steps=steps,
+            batch_tokens=batch_tokens,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            lam=lam,
+            source_share=source_share,
+            seed=seed,
+        ),
+        valid=valid,
+        sources=source or (),
+        exclude=exclude or (),
+        checkpoint=checkpoint,
+    )
+    for key, value in card.get("validation", {}).items():
+        typer.echo(f"{key}\t{value:.6g}")

@@ -1,0 +1,775 @@
+"""The command line: what it says, where it writes, how it ends."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import logging
+import lzma
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import typer
+
+import bioxfer
+from bioxfer.backbones.compact import CompactBackbone
+from bioxfer.cli import app
+from bioxfer.prediction import list_heads
+from toys import WINDOW, fasta, head, proteins, run, table, write_head, write_weights
+
+COMMANDS = ["predict", "embed", "train", "evaluate", "pretrain"]
+NESTED = ["models list", "models show", "models download", "models verify", "heads list", "heads show"]
+PACKAGE = Path(bioxfer.__file__).parents[1]
+DEMO = PACKAGE / "data" / "demo.fasta"
+
+
+class Bench:
+    """A folder with a toy backbone, a head on it and a FASTA."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.weights = write_weights(folder)
+        self.head = write_head(folder)
+        self.fasta = self.write("in.fasta", fasta(proteins(6)))
+        self.out = folder / "out.csv"
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def predict(self, source: object, *options: object, out: object = None, stdin: bytes = b""):
+        return run(
+            "predict",
+            source,
+            *("-o", out or self.out, "--head", self.head, "--model", self.weights, "--overwrite"),
+            *options,
+            stdin=stdin,
+        )
+
+    def embed(self, source: object, *options: object, out: object = None, stdin: bytes = b""):
+        return run(
+            "embed",
+            source,
+            *("-o", out or self.out, "--model", self.weights, "--overwrite"),
+            *options,
+            stdin=stdin,
+        )
+
+    def rows(self) -> list[dict[str, str]]:
+        with self.out.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[list[str]]:
+    """The batches that a backbone is given."""
+    batches: list[list[str]] = []
+    original = CompactBackbone.represent
+
+    def represent(self, sequences, *, layers):
+        batches.append(list(sequences))
+        return original(self, sequences, layers=layers)
+
+    monkeypatch.setattr(CompactBackbone, "represent", represent)
+    return batches
+
+
+def one_sentence(err: str) -> str:
+    assert "Traceback" not in err
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("bioxfer: ")
+    return lines[0]
+
+
+# Help, version, usage.
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *NESTED])
+def test_help_says_what_a_command_does_and_how_it_can_end(command):
+    code, out, err = run(*command.split(), "--help")
+    text = " ".join(out.decode().split())
+    assert (code, err) == (0, "")
+    assert "Usage: bioxfer " + command in text
+    for number in (0, 2, 3, 4, 130, 143):
+        assert re.search(rf"\b{number}\b", text[text.index("Exit codes:") :])
+
+
+def test_every_option_and_argument_is_explained():
+    def walk(command):
+        yield command
+        for inner in getattr(command, "commands", {}).values():
+            yield from walk(inner)
+
+    for command in walk(typer.main.get_command(app)):
+        assert command.help
+        for parameter in command.params:
+            assert parameter.help, (command.name, parameter.name)
+
+
+def test_help_comes_at_once():
+    code = (
+        "import time; start = time.process_time()\n"
+        "from bioxfer.cli import main\n"
+        "try: main(['predict', '--help'])\n"
+        "finally: open(3, 'w').write(str(time.process_time() - start))"
+    )
+    read, write = os.pipe()
+    os.dup2(write, 3) if write != 3 else None
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, pass_fds=[3])
+    assert float(os.read(read, 100)) < 0.5
+
+
+def test_without_a_command_the_help_is_shown():
+    assert run() == run("--help")
+    assert b"predict" in run().out
+
+
+def test_version_is_told():
+    assert run("--version") == (0, f"bioxfer {bioxfer.__version__}\n".encode(), "")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("foo", "foo"),
+        ("models", "missing command"),
+        ("predict", "missing argument 'IN'"),
+        ("predict in.fasta", "--out"),
+        ("predict in.fasta -o out.csv --long sometimes", "sometimes"),
+        ("predict in.fasta -o out.csv --format round", "round"),
+        ("predict in.fasta -o out.csv --threads 0", "--threads"),
+        ("predict in.fasta -o out.csv --threads many", "--threads"),
+        ("predict in.fasta -o out.csv --nonsense", "--nonsense"),
+        ("predict in.fasta -o out.png", "out.png"),
+        ("predict in.fasta -o out.h5", "out.h5"),
+        ("embed in.fasta -o out.csv --per-residue", "matrix"),
+        ("embed in.fasta -o out.csv --pool median", "median"),
+        ("embed in.fasta -o out.csv --layer 9", "layer 9"),
+        ("embed in.fasta -o out.csv --translate cds --genetic-code 7", "genetic code 7"),
+        ("embed in.fasta -o out.csv --device abacus", "abacus"),
+        ("train in.fasta -o out.csv", ".safetensors"),
+        ("train in.fasta -o out.safetensors --pool median", "median"),
+        ("evaluate", "missing argument 'HEAD'"),
+        ("pretrain in.fasta -o out.csv", ".safetensors"),
+        ("pretrain in.fasta -o out.safetensors", "minutes or steps"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_2(bench, monkeypatch, words, told):
+    monkeypatch.chdir(bench.folder)
+    code, out, err = run(*words.split())
+    assert (code, out) == (2, b"")
+    assert told in one_sentence(err)
+    assert not bench.out.exists()
+
+
+# Bad input: one sentence that names file and line.
+
+
+BAD_FILES = [
+    ("not a FASTA", b"once upon a time\n", [r"in\.fasta", "line 1"]),
+    ("text before the first record", b"\n\nhello\n>a\nMKV\n", ["line 3", "hello"]),
+    ("a picture", b"\x89PNG\r\n\x1a\n\0\0", ["PNG"]),
+    ("a GenBank file", b"LOCUS       SCU49845\n", ["GenBank"]),
+    ("an alignment", b">a\nMK-V\n", [r"record 'a'", "line 1", "--degap"]),
+    ("a NUL byte", b">a\nMK\0V\n", ["line 2"]),
+    ("no id", b">a\nMKV\n> b\nMKV\n", ["line 3"]),
+    ("equal ids", b">a\nMKV\n>b\nMK\n>a\nMKL\n", ["line 5", "line 1", "--on-duplicate rename"]),
+    ("a cut gzip", gzip.compress(b">a\nMKV\n" * 500)[:-9], [r"in\.fasta"]),
+]
+
+
+@pytest.mark.parametrize(("content", "told"), [c[1:] for c in BAD_FILES], ids=[c[0] for c in BAD_FILES])
+def test_bad_input_is_one_sentence_and_exit_3_and_nothing_is_published(bench, content, told):
+    bench.out.write_text("from before")
+    for command in (bench.predict, bench.embed):
+        code, out, err = command(bench.write("in.fasta", content))
+        assert (code, out) == (3, b"")
+        sentence = one_sentence(err)
+        for words in told:
+            assert re.search(words, sentence)
+        assert bench.out.read_text() == "from before"
+        assert not [path for path in bench.folder.iterdir() if path.name.startswith(".bioxfer")]
+
+
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_a_missing_file_is_told_before_a_backbone_loads(bench, monkeypatch, command):
+    monkeypatch.setattr("bioxfer.backbones.load_backbone", lambda *_, **__: pytest.fail("too early"))
+    code, _, err = getattr(bench, command)(bench.folder / "nope.fasta")
+    assert code == 3
+    assert "nope.fasta" in one_sentence(err)
+
+
+def test_f42_a_hopeless_output_is_refused_before_a_backbone_loads(bench, monkeypatch):
+    monkeypatch.setattr("bioxfer.backbones.load_backbone", lambda *_, **__: pytest.fail("too early"))
+    own = bench.write("own.csv", "id,sequence\na,MKV\n")
+    (bench.folder / "link.csv").symlink_to(own)
+    bench.out.write_text("from before")
+    for source, out, told in (
+        (own, own, "is the input"),
+        (own, bench.folder / "link.csv", "is the input"),
+        (own, bench.folder / "none" / "out.csv", "folder"),
+        (own, bench.folder, "cannot tell"),
+        (own, bench.out, "--overwrite"),
+    ):
+        code, _, err = run("predict", source, "-o", out, "--head", bench.head)
+        assert code in (2, 3)
+        assert told in one_sentence(err)
+    assert own.read_text().startswith("id,")
+    assert bench.out.read_text() == "from before"
+
+
+def test_f5_an_empty_file_gives_a_header_and_a_warning(bench):
+    code, _, err = bench.predict(bench.write("in.fasta", ""))
+    assert code == 0
+    assert bench.out.read_text() == ("id,length,status,message,taste,taste_score,taste_nearest,taste_flag\n")
+    assert "in.fasta holds no sequence" in one_sentence(err)
+    code, _, err = bench.embed("-")
+    assert (code, len(bench.rows())) == (0, 0)
+    assert "no sequence" in one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--head", "fortune"], "fortune"),
+        (["--head", "in.fasta"], "in.fasta"),
+        (["--head", "taste.safetensors", "--model", "oracle"], "oracle"),
+        (["--head", "taste.safetensors", "--model", "in.fasta"], "in.fasta"),
+        (["--head", "taste.safetensors", "--model", "compact"], "fingerprint|trained on"),
+        (["--head", "taste.safetensors", "--head", "taste.safetensors"], "once"),
+    ],
+)
+def test_an_unknown_or_foreign_head_or_model_is_one_sentence(bench, monkeypatch, options, told):
+    monkeypatch.chdir(bench.folder)
+    code, _, err = run("predict", "in.fasta", "-o", "out.csv", *options)
+    assert code == (2 if told == "once" else 3)
+    assert re.search(told, one_sentence(err))
+    assert not bench.out.exists()
+
+
+# Rows.
+
+
+def test_every_odd_sequence_has_its_row(bench):
+    odd = {
+        "lower": ("mkvlaw", "ok", 6, ""),
+        "stop": ("MKVLAW*", "ok", 6, "one final * removed"),
+        "rare": ("MUOBZX", "ok", 6, ""),
+        "J": ("MJK", "ok", 3, "J at 2"),
+        "digits": ("MK12V", "ok", 5, "2 residues became X"),
+        "mask": ("MK<mask>V", "ok", 9, "2 residues became X (< at 3, > at 8)"),
+        "copy": ("mkvlaw", "ok", 6, ""),
+        "empty": ("", "skipped", 0, "empty sequence"),
+        "dna": ("ACGTACGTACGTACGTACGTACGT", "ok", 24, "--translate cds"),
+        "long": ("MKVLAW" * 20, "windowed", 120, "windows of 60"),
+        "=1+1": ("MKV", "ok", 3, ""),
+        "007": ("MKV", "ok", 3, ""),
+        "../up/é": ("MKV", "ok", 3, ""),
+    }
+    source = bench.write("in.fasta", "".join(f">{name} x\n{c[0]}\n" for name, c in odd.items()))
+    code, _, err = bench.predict(source)
+    rows = bench.rows()
+    assert code == 0
+    assert [row["id"] for row in rows] == list(odd)
+    for row, (_, status, length, message) in zip(rows, odd.values(), strict=True):
+        assert (row["status"], row["length"]) == (status, str(length))
+        assert message in row["message"] if message else not row["message"]
+        empty = status == "skipped"
+        for column in ("taste", "taste_score", "taste_nearest", "taste_flag"):
+            assert (row[column] == "") == empty
+    assert rows[0] | {"id": "copy"} == rows[6]
+    assert "'dna'" in err
+    assert "--translate cds" in err
+    assert "--excel-safe" in err
+    assert "13 records (11 ok, 1 skipped, 1 windowed)" in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: text.replace(b"\n", b"\r"),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.rstrip(b"\n"),
+        lambda text: text.replace(b"\n>", b"\n\n>"),
+        gzip.compress,
+        bz2.compress,
+        lzma.compress,
+        lambda text: gzip.compress(text[: text.index(b">p3")]) + gzip.compress(text[text.index(b">p3") :]),
+    ],
+    ids=["CRLF", "CR", "BOM", "no last line end", "blank lines", "gz", "bz2", "xz", "two gz members"],
+)
+def test_the_form_of_the_file_changes_nothing(bench, change):
+    bench.predict(bench.fasta)
+    wanted = bench.out.read_bytes()
+    assert len(bench.rows()) == 6
+    code, _, _ = bench.predict(bench.write("other.fasta", change(bench.fasta.read_bytes())))
+    assert code == 0
+    assert bench.out.read_bytes() == wanted
+
+
+def test_options_for_odd_records(bench):
+    source = bench.write("in.fasta", ">a\nMJK\n>b\nMKV\n")
+    assert bench.predict(source, "--on-invalid", "skip").code == 0
+    assert [row["status"] for row in bench.rows()] == ["skipped", "ok"]
+    code, _, err = bench.predict(source, "--on-invalid", "error")
+    assert code == 3
+    assert "'J' is not an amino acid" in one_sentence(err)
+    twice = bench.write("in.fasta", ">a\nMWK\n>a\nMKV\n")
+    assert bench.predict(twice, "--on-duplicate", "rename").code == 0
+    assert [row["id"] for row in bench.rows()] == ["a", "a_2"]
+    assert bench.predict(bench.write("in.fasta", ">a\nM-K.V\n"), "--degap").code == 0
+    assert (bench.rows()[0]["length"], bench.rows()[0]["message"]) == ("3", "2 gaps removed")
+
+
+@pytest.mark.parametrize(
+    ("long", "code", "status", "message"),
+    [
+        ("window", 0, "windowed", "3 windows of 60"),
+        ("truncate", 0, "truncated", "the first 60 of 130"),
+        ("skip", 0, "skipped", "130 residues exceed"),
+        ("error", 3, "", "130 residues exceed"),
+    ],
+)
+def test_long_proteins_are_treated_as_asked(bench, long, code, status, message):
+    source = bench.write("in.fasta", ">short\nMKV\n>long\n" + "MKVLAWGDES" * 13 + "\n")
+    ended = bench.predict(source, "--long", long)
+    assert ended.code == code
+    if code:
+        assert message in one_sentence(ended.err)
+        assert "'long'" in ended.err
+        assert not bench.out.exists()
+    else:
+        short, row = bench.rows()
+        assert (short["status"], row["status"], row["length"]) == ("ok", status, "130")
+        assert message in row["message"]
+
+
+def test_coding_sequences_are_translated_on_request(bench):
+    protein = fasta(proteins(1)).splitlines()[1]
+    codon = dict(
+        zip("AILMFVWGT", ("GCN", "ATH", "YTG", "ATG", "UUY", "gtn", "TGG", "GGN", "ACN"), strict=True)
+    )
+    coding = "".join(codon[residue] for residue in protein) + "TAA"
+    source = bench.write("cds.fasta", f">p0\n{coding}\n>inner\nATGTAGAAA\n>cut\nATGG\n>protein\nMKFL\n")
+    assert bench.predict(source, "--translate", "cds").code == 0
+    first, inner, cut, foreign = bench.rows()
+    assert (first["length"], first["status"]) == (str(len(protein)), "ok")
+    assert first["message"] == f"translated from {len(coding)} nucleotides"
+    assert (inner["length"], inner["status"]) == ("3", "ok")
+    assert inner["message"].endswith("1 residue became X (* at 2)")
+    assert (cut["status"], foreign["status"]) == ("skipped", "skipped")
+    assert cut["message"] == "not translated: its length, 4, is not a multiple of three"
+    assert "'F' at 3 is not a nucleotide" in foreign["message"]
+    bench.predict(bench.write("p.fasta", f">p0\n{protein}\n"))
+    assert {**bench.rows()[0], "message": ""} == {**first, "message": ""}
+    mitochondrial = bench.write("cds.fasta", ">a\nATGTGAAGA\n")
+    assert bench.embed(mitochondrial, "--translate", "cds", "--genetic-code", "2").code == 0
+    assert bench.rows()[0]["message"] == "translated from 9 nucleotides by genetic code 2"
+    assert bench.rows()[0]["length"] == "2"
+
+
+def test_a_failed_record_is_told_by_exit_4_and_the_table_is_complete(bench, monkeypatch):
+    original = CompactBackbone.represent
+
+    def represent(self, sequences, *, layers):
+        found = original(self, sequences, layers=layers)
+        for sequence, one in zip(sequences, found, strict=True):
+            if sequence == "MWWW":
+                one.residues.fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(CompactBackbone, "represent", represent)
+    source = bench.write("in.fasta", ">a\nMKV\n>b\nMWWW\n>c\nMLL\n")
+    for command in (bench.predict, bench.embed):
+        code, _, err = command(source)
+        assert code == 4
+        assert [row["status"] for row in bench.rows()] == ["ok", "failed", "ok"]
+        assert "not finite" in bench.rows()[1]["message"]
+        assert "1 of 3 records failed" in err
+
+
+# Forms of the output.
+
+
+def test_every_table_format_says_the_same(bench):
+    bench.predict(bench.fasta, "--probabilities")
+    wanted = pd.read_csv(bench.out, keep_default_na=False)
+    assert list(wanted.columns[-2:]) == ["taste_p_oily", "taste_p_salty"]
+    readers = {
+        "out.tsv": lambda path: pd.read_csv(path, sep="\t", keep_default_na=False),
+        "out.csv.gz": lambda path: pd.read_csv(path, keep_default_na=False),
+        "out.tsv.gz": lambda path: pd.read_csv(path, sep="\t", keep_default_na=False),
+        "out.csv.xz": lambda path: pd.read_csv(path, keep_default_na=False),
+        "out.parquet": pd.read_parquet,
+    }
+    for name, read in readers.items():
+        assert bench.predict(bench.fasta, "--probabilities", out=bench.folder / name).code == 0
+        found = read(bench.folder / name)
+        pd.testing.assert_frame_equal(found, wanted, check_dtype=False)
+        assert pd.api.types.is_float_dtype(found["taste_score"]), name
+    code, out, _ = bench.predict(bench.fasta, "--probabilities", out="-")
+    assert (code, out) == (0, bench.out.read_bytes())
+
+
+def test_stdin_and_stdout_stand_in_for_files(bench):
+    bench.predict(bench.fasta)
+    for content in (bench.fasta.read_bytes(), gzip.compress(bench.fasta.read_bytes())):
+        code, out, err = bench.predict("-", out="-", stdin=content)
+        assert (code, out) == (0, bench.out.read_bytes())
+        assert err == "bioxfer: 6 records (6 ok)\n"
+    code, out, err = bench.predict("-", out="-", stdin=b">a\nM-K\n")
+    assert code == 3
+    assert "<stdin>, line 1" in one_sentence(err)
+
+
+def test_a_long_table_ranks_the_classes(bench):
+    code, out, _ = bench.predict("-", "--format", "long", out="-", stdin=b">a\nMAILVFWAILVFWAGTAIL\n>b\n\n")
+    rows = list(csv.DictReader(io.StringIO(out.decode())))
+    assert code == 0
+    assert list(rows[0]) == ["id", "length", "status", "message", "head", "rank", "label", "score"]
+    assert [(row["id"], row["rank"], row["label"]) for row in rows] == [
+        ("a", "1", "oily"),
+        ("a", "2", "salty"),
+        ("b", "", ""),
+    ]
+    assert float(rows[0]["score"]) + float(rows[1]["score"]) == pytest.approx(1, abs=2e-4)
+
+
+def test_f35_formulas_are_written_as_asked(bench):
+    source = bench.write("in.fasta", ">=HYPERLINK(1)\nMKV\n")
+    bench.predict(source)
+    assert bench.rows()[0]["id"] == "=HYPERLINK(1)"
+    bench.predict(source, "--excel-safe")
+    assert bench.rows()[0]["id"] == "'=HYPERLINK(1)"
+
+
+def test_f3_bytes_that_are_no_utf8_come_out_as_they_went_in(bench):
+    assert bench.predict(bench.write("in.fasta", b">caf\xe9 x\nMKV\n")).code == 0
+    assert b"\ncaf\xe9,3,ok," in bench.out.read_bytes()
+
+
+def test_messages_go_to_stderr_as_much_as_wanted(bench):
+    source = bench.write("in.fasta", ">dna\n" + "ACGT" * 10 + "\n")
+    assert bench.predict(source, "--quiet").err == ""
+    usual = bench.predict(source).err.splitlines()
+    assert len(usual) == 2
+    assert usual[1] == f"bioxfer: {bench.out}: 1 record (1 ok)"
+    assert set(usual) < set(bench.predict(source, "--verbose").err.splitlines())
+    assert logging.getLogger("bioxfer").handlers == []  # the tests left no handler behind
+
+
+# Cache, network, signals, pipes.
+
+
+def test_a_second_run_is_served_by_the_cache(bench, runs, monkeypatch):
+    bench.predict(bench.fasta)
+    first = bench.out.read_bytes()
+    assert sum(map(len, runs)) == 6
+    runs.clear()
+    bench.predict(bench.fasta)
+    assert (runs, bench.out.read_bytes()) == ([], first)
+    assert bench.predict(bench.fasta, "--no-resume").code == 0
+    assert (sum(map(len, runs)), bench.out.read_bytes()) == (6, first)
+    monkeypatch.setenv("BIOXFER_CACHE", str(bench.folder / "new"))
+    bench.predict(bench.fasta, "--no-resume")
+    assert not (bench.folder / "new").exists()
+    monkeypatch.setenv("BIOXFER_CACHE", str(bench.fasta))
+    code, _, err = bench.predict(bench.fasta)
+    assert code == 3
+    assert "BIOXFER_CACHE" in one_sentence(err)
+
+
+def refuse_sockets(monkeypatch) -> None:
+    def refuse(*_, **__):
+        raise AssertionError("a socket was opened")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+
+
+@pytest.mark.parametrize("how", ["flag", "variable"])
+def test_f30_offline_names_the_command_that_would_fetch(bench, monkeypatch, how):
+    refuse_sockets(monkeypatch)
+    monkeypatch.setenv("TORCH_HOME", str(bench.folder))
+    if how == "variable":
+        monkeypatch.setenv("BIOXFER_OFFLINE", "1")
+    flag = ["--offline"] * (how == "flag")
+    code, _, err = run("embed", bench.fasta, "-o", bench.out, "--model", "esm2_t6_8M_UR50D", *flag)
+    assert code == 3
+    assert "bioxfer models download esm2_t6_8M_UR50D" in one_sentence(err)
+    code, _, err = run("models", "download", "esm2_t6_8M_UR50D", *flag)
+    assert code == 3
+    assert bench.predict(bench.fasta, *flag).code == 0
+
+
+SLOW = """
+import sys, time
+from bioxfer.backbones.compact import CompactBackbone
+fast = CompactBackbone.represent
+def represent(self, sequences, *, layers):
+    found = fast(self, sequences, layers=layers)
+    print("batch", file=sys.stderr, flush=True)
+    time.sleep(0.03)
+    return found
+CompactBackbone.represent = represent
+from bioxfer.cli import main
+main()
+"""
+
+
+def start_slowly(bench: Bench, cache: str) -> subprocess.Popen[str]:
+    """Predict in a process of its own, telling of each batch."""
+    options = ["--head", bench.head, "--model", bench.weights, "--overwrite", "--batch-tokens", "60"]
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, "predict", bench.fasta, "-o", bench.out, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BIOXFER_CACHE": str(bench.folder / cache), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_f26_signals_end_a_run_that_goes_on_to_the_same_bytes(bench):
+    same_long = "MKVLAWGDESTIQRNPFYHC" * 2
+    bench.fasta.write_text("".join(f">p{n}\n{same_long[n:] + same_long[:n]}\n" for n in range(40)))
+    whole = start_slowly(bench, "whole")
+    batches = whole.communicate()[1].count("batch")
+    wanted = bench.out.read_bytes()
+    assert (whole.returncode, batches, wanted.count(b"\n")) == (0, 40, 41)
+    bench.out.write_text("from before")
+    for signals, code, word in (
+        ([signal.SIGTERM], 143, "terminated"),
+        ([signal.SIGINT, signal.SIGINT], 130, "interrupted"),
+    ):
+        child = start_slowly(bench, "cut")
+        for _ in range(8):
+            assert child.stderr.readline() == "batch\n"
+        for number in signals:
+            child.send_signal(number)
+            time.sleep(0.002)
+        told = child.communicate()[1].splitlines()
+        assert child.returncode == code
+        assert told[-1] == f"bioxfer: {word}; run the same command again to finish"
+        assert set(told[:-1]) <= {"batch"}
+        assert bench.out.read_text() == "from before"
+        assert not [path for path in bench.folder.iterdir() if path.name.startswith(".bioxfer")]
+    last = start_slowly(bench, "cut")
+    assert last.communicate()[1].count("batch") <= 40 - 14  # what the two runs had finished is not done again
+    assert (last.returncode, bench.out.read_bytes()) == (0, wanted)
+
+
+def test_f27_a_reader_that_has_enough_ends_it_quietly(bench):
+    bench.fasta.write_text(fasta(proteins(300)))  # 64 numbers each: more than a pipe holds
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bioxfer", "embed", bench.fasta, "-o", "-", "--model", bench.weights],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=PACKAGE,
+    )
+    assert child.stdout.readline().startswith(b"id,length,status,message,mean_0")
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    assert child.wait() == 0
+    child.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_f23_a_full_disk_is_one_sentence(bench):
+    code, _, err = bench.predict(bench.fasta, out="/dev/full")
+    assert code == 3
+    assert "No space left" in one_sentence(err)
+
+
+# Training and judging.
+
+
+def labelled(bench: Bench, *columns: str) -> Path:
+    return bench.write("labelled.csv", table(proteins(60, seed=1), *columns))
+
+
+@pytest.fixture
+def _short_path(monkeypatch):
+    monkeypatch.setattr("bioxfer.solvers.PENALTIES", (0.1, 0.01))
+
+
+@pytest.mark.usefixtures("_short_path")
+def test_train_evaluate_show_and_predict_belong_together(bench):
+    sequences = bench.write("train.fasta", fasta(proteins(60, seed=1)))
+    labels = labelled(bench, "id", "label")
+    made = bench.folder / "sweet.safetensors"
+    common = ["--head", "linear", "--pool", "mean", "--model", bench.weights, "--cluster-by", "kmer"]
+    code, out, err = run(
+        *("train", sequences, "--labels", labels, "-o", made, *common),
+        *("--licence", "CC0-1.0", "--intended-use", "Tests.", "--limit", "Toy proteins only."),
+    )
+    assert code == 0, err
+    card = out.decode()
+    for words in (
+        "sweet: multiclass, linear head on toy",
+        "train.fasta, labelled.csv, 60 proteins",
+        "CC0-1.0",
+    ):
+        assert words in card
+    for row in ("sweet", "majority", "composition", "dipeptides", "nearest"):
+        assert re.search(rf"^{row} +\d\.\d{{3}}", card, re.MULTILINE), row
+    assert "limit: Toy proteins only." in card
+    assert run("heads", "show", made).out == out
+    assert json.loads(run("heads", "show", made, "--json").out)["data"]["licence"] == "CC0-1.0"
+    assert run("train", sequences, "--labels", labels, "-o", made, *common).code == 3  # it exists
+
+    code, out, err = run(
+        *("evaluate", made, sequences, "--labels", labels, "--model", bench.weights, "--cluster-by", "kmer")
+    )
+    assert code == 0
+    rows = {row["metric"]: row for row in csv.DictReader(io.StringIO(out.decode()))}
+    assert rows["proteins"]["value"] == rows["trained_on"]["value"] == "60"
+    assert "60 of 60 proteins bear ids" in err
+    assert float(rows["accuracy"]["low"]) <= float(rows["accuracy"]["value"]) <= 1
+
+    source = bench.write("new.fasta", fasta(proteins(20, seed=2)))
+    code, out, _ = run("predict", source, "-o", "-", "--head", made, "--model", bench.weights)
+    found = [row["sweet"] for row in csv.DictReader(io.StringIO(out.decode()))]
+    assert code == 0
+    assert sum(f == r.label for f, r in zip(found, proteins(20, seed=2), strict=True)) >= 17
+
+
+@pytest.mark.usefixtures("_short_path")
+def test_train_reads_one_table_with_labels_and_split(bench):
+    records = proteins(60, seed=1)
+    sides = ["train", "valid", "test"]
+    rows = [f"{r.id},{r.sequence},{r.label},{sides[(n // 2) % 3]}" for n, r in enumerate(records)]
+    source = bench.write("all.csv", "\n".join(["id,sequence,label,split", *rows]) + "\n")
+    made = bench.folder / "h.safetensors"
+    code, out, err = run(
+        *("train", source, "-o", made, "--split", "column", "--head", "nearest"),
+        *("--model", bench.weights, "--cluster-by", "kmer"),
+    )
+    assert code == 0, err
+    assert "20 for training, 20 held out" in out.decode()
+    assert "left out by their split: 20 of 'test'" in err
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ("id,label\nx1,oily\nx2,salty\n", ["none of 6 records", "p0, p1, p2, ...", "x1, x2"]),
+        ("name,label\np0,oily\n", ["labels.csv", "'?id'?", "name"]),
+        ("id,label\np0,oily\np0,salty\n", ["line 3", "line 2", "p0"]),
+        ("id,label\np0,oily\np1,oily\np2,oily\n", ["oily"]),
+        ("", ["labels.csv"]),
+    ],
+    ids=["other ids", "no id column", "two labels", "one class", "empty"],
+)
+def test_f40_labels_that_do_not_fit_are_one_sentence(bench, labels, told):
+    path = bench.write("labels.csv", labels)
+    made = bench.folder / "h.safetensors"
+    options = ["--labels", path, "--model", bench.weights, "--cluster-by", "kmer"]
+    code, _, err = run("train", bench.fasta, "-o", made, *options)
+    assert code == 3
+    assert "Traceback" not in err
+    for words in told:
+        assert re.search(words, err.splitlines()[-1])
+    assert not made.exists()
+
+
+def test_sequences_without_any_label_are_refused(bench):
+    code, _, err = run("train", bench.fasta, "-o", bench.folder / "h.safetensors", "--model", bench.weights)
+    assert code == 3
+    assert "--labels" in one_sentence(err)
+
+
+def test_a_label_that_the_head_does_not_know_is_refused(bench):
+    source = bench.write("new.csv", "id,sequence,label\na,MKV,sour\n")
+    code, _, err = run("evaluate", bench.head, source, "--model", bench.weights)
+    assert code == 3
+    assert "sour" in one_sentence(err)
+
+
+def test_pretrain_writes_weights_that_embed(bench):
+    made = bench.folder / "own.safetensors"
+    sizes = ["--width", 64, "--layers", 1, "--steps", 2, "--batch-tokens", 256]
+    code, out, err = run("pretrain", bench.fasta, "-o", made, *sizes, "--valid", bench.fasta)
+    assert code == 0, err
+    assert b"perplexity" in out
+    assert run("embed", bench.fasta, "-o", bench.out, "--model", made).code == 0
+    assert len(bench.rows()) == 6
+    assert json.loads(run("models", "show", made).out)["steps"] == 2
+
+
+# What is here.
+
+
+def test_models_and_heads_are_listed(bench):
+    code, out, _ = run("models", "list")
+    rows = [line.split("\t") for line in out.decode().splitlines()]
+    assert code == 0
+    assert rows[0] == ["name", "family", "layers", "width", "parameters", "where"]
+    assert ("compact", "embedded") in {(row[0], row[-1]) for row in rows}
+    assert len(rows) == 14
+    code, out, _ = run("models", "verify", bench.weights)
+    assert code == 0
+    assert out.startswith(str(bench.weights).encode())
+    code, out, _ = run("heads", "list")
+    assert code == 0
+    assert [line.split("\t")[0] for line in out.decode().splitlines()] == ["name", *list_heads()]
+
+
+def test_models_show_prints_the_card(bench):
+    assert json.loads(run("models", "show", bench.weights).out) == {"corpus": "none: random weights"}
+    assert run("models", "show").code == 0
+    code, _, err = run("models", "show", bench.fasta)
+    assert code == 3
+    assert "in.fasta" in one_sentence(err)
+
+
+def test_threads_are_taken_as_given(bench, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert bench.embed(bench.fasta, "--threads", 1).code == 0
+    assert 1 in asked
+
+
+@pytest.mark.skipif(not list_heads(), reason="no ready heads in this installation")
+def test_the_demo_predicts_with_every_ready_head(tmp_path):
+    out = tmp_path / "predictions.csv"
+    code, _, err = run("predict", DEMO, "-o", out, "--offline")
+    found = pd.read_csv(out)
+    assert code == 0
+    assert "16 records (16 ok)" in err
+    assert list(found["id"].str.split("|").str[2])[:2] == ["HBA_HUMAN", "HBB_HUMAN"]
+    columns = [f"{name}{end}" for name in list_heads() for end in ("", "_score", "_nearest", "_flag")]
+    assert list(found.columns) == ["id", "length", "status", "message", *columns]
+    assert len(found) == 16
+    assert found[columns].notna().all(axis=None)
+
+
+@pytest.mark.skipif(not list_heads(), reason="no ready heads in this installation")
+@pytest.mark.parametrize("name", list_heads())
+def test_ready_heads_show_their_cards(name):
+    card = run("heads", "show", name).out.decode()
+    assert card.startswith(f"{name}: ")
+    assert "composition" in card
+
+
+def test_the_toy_head_is_worth_asking():
+    """What other tests rest on: it tells the classes apart."""
+    assert head().card["metrics"]["accuracy"]["value"] > 0.8

@@ -1,0 +1,205 @@
+"""The embedded backbone: packing changes nothing, files hold all, and its weights are in the package."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bioxfer.backbones import load_backbone
+from bioxfer.backbones.compact import (
+    BOS,
+    COMPACT_WEIGHTS,
+    EOS,
+    HEAD_WIDTH,
+    RESIDUES,
+    CompactBlock,
+    CompactModel,
+    _Neighbours,
+    load_compact,
+    random_backbone,
+    read_card,
+    save_compact,
+    tokenize,
+)
+from bioxfer.backbones.packing import pack_tokens
+from bioxfer.errors import UsageError, WeightsError
+
+proteins = st.text(alphabet="ACDEFGHIKLMNPQRSTVWYX", min_size=1, max_size=80)
+
+
+def by_the_book(model: CompactModel, residues: str) -> list[Tensor]:
+    """Every layer of one sequence, written as the papers have it: conv1d, plain softmax, complex rotation."""
+    tokens = torch.tensor([BOS, *tokenize(residues).tolist(), EOS])
+    length, heads = len(tokens), model.config.width // HEAD_WIDTH
+    frequency = 10000.0 ** (-torch.arange(0, HEAD_WIDTH, 2) / HEAD_WIDTH)
+    turn = torch.polar(torch.ones(length, HEAD_WIDTH // 2), torch.arange(length)[:, None] * frequency)
+
+    def rotated(x: Tensor) -> Tensor:
+        half = HEAD_WIDTH // 2
+        turned = torch.complex(x[..., :half], x[..., half:]) * turn
+        return torch.cat((turned.real, turned.imag), dim=-1)
+
+    x = model.embedding(tokens)
+    layers = [x]
+    for block in model.blocks:
+        assert isinstance(block, CompactBlock)
+        h = block.norm_attention(x)
+        kernel = block.neighbours.T.unsqueeze(1)  # (D, 1, taps)
+        h = h + F.conv1d(h.T[None], kernel, padding="same", groups=h.shape[1])[0].T
+        q, k, v = block.qkv(h).view(length, 3, heads, HEAD_WIDTH).permute(1, 2, 0, 3)
+        weights = (rotated(q) @ rotated(k).transpose(-1, -2) / HEAD_WIDTH**0.5).softmax(-1)
+        x = x + block.out((weights @ v).transpose(0, 1).reshape(length, -1))
+        x = x + block.down(F.gelu(block.up(block.norm_feedforward(x))))
+        layers.append(x)
+    layers[-1] = model.norm(x)
+    return layers
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@settings(max_examples=15)
+@given(sequences=st.lists(proteins, min_size=1, max_size=6))
+def test_packed_representations_equal_the_definition_at_every_layer(sequences):
+    backbone = random_backbone(seed=1)
+    found = backbone.represent(sequences, layers=[0, 1, 2])
+    for residues, representation in zip(sequences, found, strict=True):
+        assert representation.residues.shape == (3, len(residues), 64)
+        for layer, expected in enumerate(by_the_book(backbone._model, residues)):
+            assert relative_error(representation.residues[layer], expected[1:-1]) < 1e-5
+            assert relative_error(representation.cls[layer], expected[0]) < 1e-5
+
+
+def test_layers_come_in_the_order_asked_for(toy_backbone):
+    both = toy_backbone.represent(["MKVLAA"], layers=[2, 0])[0].residues
+    single = [toy_backbone.represent(["MKVLAA"], layers=[layer])[0].residues[0] for layer in (2, 0)]
+    assert torch.equal(both, torch.stack(single))
+
+
+def test_a_neighbour_that_is_not_finite_does_not_leak():
+    h = torch.randn(12, 8)
+    h[6:] = torch.nan
+    out = _Neighbours.apply(h, torch.randn(5, 8), ((0, 2, 6),))
+    assert torch.isfinite(out[:6]).all()
+    assert torch.isnan(out[6:]).all()
+
+
+def test_the_gradient_of_the_neighbours_is_the_true_one():
+    torch.manual_seed(0)
+    h = torch.randn(3 + 2 * 4 + 1, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    groups = ((0, 1, 3), (3, 2, 4), (11, 1, 1))
+    # atol: the weight's gradient is summed in float32
+    assert torch.autograd.gradcheck(lambda a, b: _Neighbours.apply(a, b, groups), (h, weight), atol=1e-4)
+
+
+def test_bf16_stays_close_and_its_results_are_float32():
+    sequences = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 3, "GAVLI", "W"]
+    exact = random_backbone(width=128, layers=3).represent(sequences, layers=[3])
+    fast = random_backbone(width=128, layers=3, precision="bf16").represent(sequences, layers=[3])
+    for a, b in zip(exact, fast, strict=True):
+        assert b.residues.dtype == torch.float32
+        assert F.cosine_similarity(a.residues.mean(1), b.residues.mean(1)).item() > 0.999
+
+
+@given(text=st.text(max_size=50))
+def test_one_token_for_each_character_of_any_text(text):
+    assert len(tokenize(text)) == len(text)
+    assert (tokenize(text) < len(RESIDUES)).all()
+
+
+def test_known_residues_have_distinct_tokens():
+    assert tokenize(RESIDUES).tolist() == list(range(len(RESIDUES)))
+    assert tokenize("J*-").tolist() == [RESIDUES.index("X")] * 3
+
+
+def test_groups_of_a_pack_cover_it_and_unpack_restores_the_input():
+    lengths = [5, 2, 5, 9, 2]
+    pack = pack_tokens([torch.full((n,), i) for i, n in enumerate(lengths)])
+    assert pack.groups == ((0, 2, 2), (4, 2, 5), (14, 1, 9))
+    assert pack.positions.tolist() == [p for n in sorted(lengths) for p in range(n)]
+    assert [part.tolist() for part in pack.unpack(pack.tokens)] == [[i] * n for i, n in enumerate(lengths)]
+
+
+def test_weights_come_back_from_their_file(tmp_path, toy_backbone):
+    path = tmp_path / "own.safetensors"
+    save_compact(toy_backbone._model, path, card={"steps": 3})
+    again = load_backbone(str(path))
+    assert again.name == "own"
+    assert read_card(path) == {"steps": 3}
+    assert load_compact(path).fingerprint == again.fingerprint
+    expected = toy_backbone.represent(["MKV"], layers=[2])[0].residues
+    # half precision keeps 11 significant bits
+    assert torch.allclose(again.represent(["MKV"], layers=[2])[0].residues, expected, atol=2e-2)
+
+
+def test_other_weights_have_another_fingerprint():
+    assert random_backbone(seed=1).fingerprint == random_backbone(seed=1).fingerprint
+    assert random_backbone(seed=1).fingerprint != random_backbone(seed=2).fingerprint
+
+
+def test_damaged_and_foreign_weights_are_refused_in_one_sentence(tmp_path, toy_backbone):
+    path = tmp_path / "own.safetensors"
+    save_compact(toy_backbone._model, path, card={})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        load_compact(path)
+    save_file({"x": torch.ones(2)}, path)
+    with pytest.raises(WeightsError, match="not weights of a compact backbone"):
+        load_compact(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    backbone = random_backbone()
+    with torch.no_grad():
+        backbone._model.norm.weight[0] = torch.nan
+    save_compact(backbone._model, tmp_path / "nan.safetensors", card={})
+    with pytest.raises(WeightsError, match="not finite"):
+        load_compact(tmp_path / "nan.safetensors")
+
+
+def test_unknown_precision_is_a_usage_error():
+    with pytest.raises(UsageError, match="fp8"):
+        random_backbone(precision="fp8")
+
+
+def test_the_embedded_weights_are_small_and_state_how_they_were_made():
+    assert COMPACT_WEIGHTS.stat().st_size <= 20e6
+    tensors = load_file(COMPACT_WEIGHTS)
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
+    card = read_card()
+    validation = card["validation"]
+    assert validation["perplexity"] < validation["previous_residue"] < validation["unigram"] < 20
+    for fact in ("corpus", "steps", "tokens", "licence", "sources"):
+        assert card[fact]
+
+
+def test_the_embedded_backbone_tells_proteins_from_shuffled_ones(demo):
+    """Trained weights predict a residue from its context better than from shuffled context."""
+    from bioxfer.io import read_sequences
+
+    model = load_compact()._model
+    rng = np.random.default_rng(0)
+
+    def loss(residues: str) -> float:
+        tokens = torch.tensor([BOS, *tokenize(residues).tolist(), EOS])
+        pack = pack_tokens([tokens])
+        with torch.inference_mode():
+            (hidden,) = model(pack)
+            logits = model.lm_head(hidden)
+        return float(F.cross_entropy(logits[1:-1], tokens[1:-1]))
+
+    better = 0
+    records = read_sequences(demo)
+    for record in records:
+        shuffled = "".join(rng.permutation(list(record.sequence)))
+        better += loss(record.sequence) < loss(shuffled)
+    assert better > len(records) / 2

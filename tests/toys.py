@@ -1,0 +1,138 @@
+"""A toy backbone, toy proteins and toy heads, and the command line run inside this process."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import random
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import bioxfer.training
+from bioxfer.backbones.compact import CompactBackbone, CompactConfig, CompactModel, load_compact, save_compact
+from bioxfer.cli import main
+from bioxfer.heads import TrainedHead
+from bioxfer.sequences import SequenceRecord
+
+WINDOW = 60
+OILY, SALTY = "AILMFVW", "DEKRNQS"
+
+
+def proteins(count: int = 40, *, seed: int = 0, longest: int = 50) -> list[SequenceRecord]:
+    """Proteins whose composition tells their label; none is another's relative."""
+    dice = random.Random(seed)
+    found = []
+    for number in range(count):
+        letters, label = ((OILY, "oily"), (SALTY, "salty"))[number % 2]
+        sequence = "M" + "".join(dice.choices(letters + "GT", k=dice.randint(20, longest - 1)))
+        found.append(SequenceRecord(f"p{number}", sequence, label=label))
+    return found
+
+
+def fasta(records: list[SequenceRecord]) -> str:
+    return "".join(f">{record.id} a toy\n{record.sequence}\n" for record in records)
+
+
+def table(records: list[SequenceRecord], *columns: str) -> str:
+    rows = [",".join(getattr(record, column) or "" for column in columns) for record in records]
+    return "\n".join([",".join(columns), *rows]) + "\n"
+
+
+@functools.cache
+def weights_bytes() -> bytes:
+    """Weights of an untrained backbone, 64 wide, whose window is 60 residues."""
+    torch.manual_seed(0)
+    model = CompactModel(CompactConfig(width=64, layers=2, window=WINDOW))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "toy.safetensors")
+        save_compact(model, path, card={"corpus": "none: random weights"})
+        return path.read_bytes()
+
+
+def write_weights(folder: Path) -> Path:
+    path = folder / "toy.safetensors"
+    path.write_bytes(weights_bytes())
+    return path
+
+
+@functools.cache
+def backbone() -> CompactBackbone:
+    with tempfile.TemporaryDirectory() as folder:
+        return load_compact(write_weights(Path(folder)))
+
+
+def head(name: str = "taste", *, task: str = "multiclass") -> TrainedHead:
+    """A linear head on the toy backbone; of the regression the label is the share of alanine."""
+    return _train(name, task)
+
+
+@functools.cache
+def _train(name: str, task: str) -> TrainedHead:
+    records = proteins()
+    if task == "regression":
+        share = [f"{r.sequence.count('A') / len(r.sequence):.4f}" for r in records]
+        records = [SequenceRecord(r.id, r.sequence, label=s) for r, s in zip(records, share, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bioxfer.solvers.PENALTIES", (0.1, 0.01))  # a short path is a quick test
+        return bioxfer.training.train_on_records(
+            records,
+            backbone(),
+            name=name,
+            data_source="toys",
+            task=task,
+            head="linear",
+            pool="mean",
+            valid=0.3,
+            cluster_by="kmer",
+        )
+
+
+def write_head(folder: Path, name: str = "taste", *, task: str = "multiclass") -> Path:
+    path = folder / f"{name}.safetensors"
+    head(name, task=task).save(path)
+    return path
+
+
+class Ran(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: bytes
+    err: str
+
+
+def run(*arguments: object, stdin: bytes = b"") -> Ran:
+    """Run the command line here, as the console script would, and leave no trace in this process."""
+    streams = (
+        io.TextIOWrapper(io.BytesIO(stdin)),
+        io.TextIOWrapper(io.BytesIO()),
+        io.TextIOWrapper(io.BytesIO(), write_through=True),
+    )
+    log = logging.getLogger("bioxfer")
+    handlers, level, threads = log.handlers[:], log.level, torch.get_num_threads()
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+        try:
+            main([os.fspath(a) if isinstance(a, os.PathLike) else str(a) for a in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            log.handlers[:] = handlers
+            log.setLevel(level)
+            torch.set_num_threads(threads)
+            for number, handler in signals.items():
+                signal.signal(number, handler)
+    for stream in streams[1:]:
+        stream.flush()
+    out, err = (stream.buffer.getvalue() for stream in streams[1:])
+    return Ran(code, out, err.decode())
