@@ -22,12 +22,12 @@ import pandas as pd
 import pytest
 import torch
 import typer
+from toys import fasta, head, proteins, run, table, write_head, write_weights
 
 import bioxfer
 from bioxfer.backbones.compact import CompactBackbone
 from bioxfer.cli import app
 from bioxfer.prediction import list_heads
-from toys import WINDOW, fasta, head, proteins, run, table, write_head, write_weights
 
 COMMANDS = ["predict", "embed", "train", "evaluate", "pretrain"]
 NESTED = ["models list", "models show", "models download", "models verify", "heads list", "heads show"]
@@ -537,30 +537,25 @@ main()
 """
 
 
-def start_slowly(bench: Bench, cache: str) -> subprocess.Popen[str]:
-    """Predict in a process of its own, telling of each batch."""
-    options = ["--head", bench.head, "--model", bench.weights, "--overwrite", "--batch-tokens", "60"]
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, "predict", bench.fasta, "-o", bench.out, *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "BIOXFER_CACHE": str(bench.folder / cache), "OMP_NUM_THREADS": "1"},
-    )
-
-
-def test_f26_signals_end_a_run_that_goes_on_to_the_same_bytes(bench):
-    same_long = "MKVLAWGDESTIQRNPFYHC" * 2
-    bench.fasta.write_text("".join(f">p{n}\n{same_long[n:] + same_long[:n]}\n" for n in range(40)))
-    whole = start_slowly(bench, "whole")
-    batches = whole.communicate()[1].count("batch")
+def test_f26_signals_end_a_run_that_goes_on_to_the_same_bytes(bench, runs, monkeypatch):
+    text = "MKVLAWGDESTIQRNPFYHC" + "MKVLAWGDESTIQRNPFYHC"[::-1]  # of its 40 turns each fills a batch
+    bench.fasta.write_text("".join(f">p{n}\n{text[n:] + text[:n]}\n" for n in range(40)))
+    assert bench.predict(bench.fasta, "--batch-tokens", 60).code == 0
     wanted = bench.out.read_bytes()
-    assert (whole.returncode, batches, wanted.count(b"\n")) == (0, 40, 41)
+    assert (len(runs), wanted.count(b"\n")) == (40, 41)
+    monkeypatch.setenv("BIOXFER_CACHE", str(bench.folder / "cut"))
     bench.out.write_text("from before")
+    command = ["predict", bench.fasta, "-o", bench.out, "--head", bench.head, "--model", bench.weights]
     for signals, code, word in (
         ([signal.SIGTERM], 143, "terminated"),
         ([signal.SIGINT, signal.SIGINT], 130, "interrupted"),
     ):
-        child = start_slowly(bench, "cut")
+        child = subprocess.Popen(
+            [sys.executable, "-c", SLOW, *command, "--overwrite", "--batch-tokens", "60"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         for _ in range(8):
             assert child.stderr.readline() == "batch\n"
         for number in signals:
@@ -572,9 +567,10 @@ def test_f26_signals_end_a_run_that_goes_on_to_the_same_bytes(bench):
         assert set(told[:-1]) <= {"batch"}
         assert bench.out.read_text() == "from before"
         assert not [path for path in bench.folder.iterdir() if path.name.startswith(".bioxfer")]
-    last = start_slowly(bench, "cut")
-    assert last.communicate()[1].count("batch") <= 40 - 14  # what the two runs had finished is not done again
-    assert (last.returncode, bench.out.read_bytes()) == (0, wanted)
+    runs.clear()
+    assert bench.predict(bench.fasta, "--batch-tokens", 60).code == 0
+    assert 0 < len(runs) <= 40 - 2 * 7  # what the two runs had finished is not done again
+    assert bench.out.read_bytes() == wanted
 
 
 def test_f27_a_reader_that_has_enough_ends_it_quietly(bench):

@@ -242,8 +242,8 @@ ClusterByOption = Annotated[
     ClusterBy,
     typer.Option(
         "--cluster-by",
-        help="What finds relatives: the program mmseqs, or a k-mer search of our own; auto takes mmseqs where "
-        "it is installed.",
+        help="What finds relatives: the program mmseqs, or a k-mer search of our own; auto takes mmseqs "
+        "where it is installed.",
     ),
 ]
 Identity = Annotated[

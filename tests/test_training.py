@@ -1,0 +1,217 @@
+"""Training from labelled records: honest splits, a card that says so, the same file every time."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from toys import backbone, fasta, head, proteins, table
+
+from bioxfer.errors import FingerprintError, LabelError, UsageError
+from bioxfer.sequences import SequenceRecord
+from bioxfer.training import describe_card, evaluate_on_records, read_labelled, train_on_records
+
+
+@pytest.fixture(autouse=True)
+def _short_path(monkeypatch):
+    monkeypatch.setattr("bioxfer.solvers.PENALTIES", (0.1, 0.01))  # a short path is a quick test
+
+
+def train(records, **changes):
+    options = {"name": "taste", "head": "linear", "pool": "mean", "valid": 0.3, "cluster_by": "kmer"}
+    return train_on_records(records, backbone(), **(options | changes))
+
+
+def with_splits(*splits: str) -> list[SequenceRecord]:
+    return [
+        SequenceRecord(r.id, r.sequence, label=r.label, split=splits[n // 2 % len(splits)])
+        for n, r in enumerate(proteins())
+    ]
+
+
+# Reading.
+
+
+def test_labels_come_from_a_file_beside_the_sequences_or_from_the_table(tmp_path):
+    records = proteins(4)
+    (tmp_path / "in.fasta").write_text(fasta(records))
+    (tmp_path / "labels.csv").write_text(table(records, "id", "label"))
+    (tmp_path / "all.csv").write_text(table(records, "id", "sequence", "label"))
+    beside = read_labelled(tmp_path / "in.fasta", tmp_path / "labels.csv")
+    within = read_labelled(tmp_path / "all.csv", None)
+    assert [(r.id, r.sequence, r.label) for r in beside] == [(r.id, r.sequence, r.label) for r in records]
+    assert [(r.id, r.sequence, r.label) for r in within] == [(r.id, r.sequence, r.label) for r in records]
+
+
+def test_records_without_a_label_are_counted_and_named(tmp_path, caplog):
+    records = proteins(4)
+    (tmp_path / "labels.csv").write_text("id,label\np0,oily\np1,salty\np9,oily\n")
+    (tmp_path / "in.fasta").write_text(fasta(records))
+    (tmp_path / "all.csv").write_text("id,sequence,label\na,MKV,x\nb,MLL,\n")
+    with caplog.at_level(logging.INFO, logger="bioxfer"):
+        assert len(read_labelled(tmp_path / "in.fasta", tmp_path / "labels.csv")) == 2
+        assert [r.id for r in read_labelled(tmp_path / "all.csv", None)] == ["a"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "2 records without a label (p2, p3)" in caplog.text
+    assert "1 label without a record (p9)" in caplog.text
+    assert "1 of 2 records have no label (b)" in caplog.text
+
+
+def test_f40_no_label_at_all_is_an_error(tmp_path):
+    (tmp_path / "in.fasta").write_text(fasta(proteins(4)))
+    with pytest.raises(LabelError, match="give --labels"):
+        read_labelled(tmp_path / "in.fasta", None)
+    (tmp_path / "labels.csv").write_text("id,label\nx,oily\n")
+    with pytest.raises(LabelError, match=r"none of 4 records .*p0, p1, p2, \.\.\.; *the labels x|p0"):
+        read_labelled(tmp_path / "in.fasta", tmp_path / "labels.csv")
+
+
+# Splits.
+
+
+def test_homology_split_keeps_relatives_on_one_side():
+    split = train(proteins()).card["split"]
+    assert split["valid_with_relatives_in_train"] == 0
+    assert (split["identity"], split["clustered_by"]) == (0.3, "kmer")
+    assert split["train"] + split["valid"] == 40
+    assert split["valid"] == pytest.approx(12, abs=2)
+
+
+def test_f39_relatives_across_a_random_split_are_counted():
+    families = [
+        SequenceRecord(f"{r.id}.{copy}", r.sequence[:-1] + "GAC"[copy], label=r.label)
+        for r in proteins(14, longest=50)
+        for copy in range(3)
+    ]
+    random = train(families, split="random", seed=3).card["split"]
+    assert "relatives may be on both sides" in random["how"]
+    assert random["valid"] == round(0.3 * 42)
+    assert random["valid_with_relatives_in_train"] > 6
+    assert random["leakage"]["near_identical"] > 3
+    assert train(families).card["split"]["valid_with_relatives_in_train"] == 0
+
+
+def test_a_split_column_is_followed_to_the_letter(caplog):
+    records = with_splits("train", "train", "valid", "test")
+    split = train(records, split="column").card["split"]
+    assert (split["train"], split["valid"]) == (20, 10)
+    assert split["how"] == "given with the data"
+    assert "10 of 'test'" in caplog.text
+    with pytest.raises(LabelError, match=r"begins with 'val' .*test, train"):
+        train(with_splits("train", "test"), split="column")
+    with pytest.raises(LabelError, match=r"\(empty\)"):
+        train(proteins(), split="column")
+    with pytest.raises(UsageError, match="one side empty"):
+        train(with_splits("valid"), split="column")
+
+
+# The head and its card.
+
+
+def test_the_same_data_give_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        train(proteins()).save(tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_the_data_hash_tells_every_change_of_the_data(monkeypatch):
+    def no_training(*_, data_sha256, **__):
+        return SimpleNamespace(card={"data": {"sha256": data_sha256}, "split": {}})
+
+    monkeypatch.setattr("bioxfer.training.train_head", no_training)
+    records = proteins()
+    wanted = train(records).card["data"]["sha256"]
+    first = records[0]
+    for changed in (
+        SequenceRecord("other", first.sequence, label=first.label),
+        SequenceRecord(first.id, first.sequence + "A", label=first.label),
+        SequenceRecord(first.id, first.sequence, label="salty"),
+    ):
+        assert train([changed, *records[1:]]).card["data"]["sha256"] != wanted
+    assert train(records[::-1]).card["data"]["sha256"] != wanted
+    assert train(records, seed=1).card["data"]["sha256"] == wanted
+    assert len(wanted) == 64
+
+
+def test_a_record_without_vector_is_left_out_and_counted():
+    trained = train([SequenceRecord("empty", "", label="oily"), *proteins()])
+    assert trained.card["data"] | {"sha256": ""} == {
+        "source": "",
+        "sha256": "",
+        "licence": "not stated",
+        "proteins": 41,
+        "left_out_without_vector": 1,
+    }
+    assert "empty" not in trained.index.ids
+    with pytest.raises(UsageError, match="none of 2 records could be embedded"):
+        train([SequenceRecord("a", "", label="x"), SequenceRecord("b", "*", label="y")])
+
+
+def test_the_card_as_text_is_the_card():
+    card = head().card
+    text = describe_card(card)
+    for number in (card["split"]["train"], card["split"]["valid"], card["data"]["proteins"]):
+        assert str(number) in text
+    value, (low, high) = card["metrics"]["accuracy"]["value"], card["metrics"]["accuracy"]["ci95"]
+    assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in text
+    for baseline in card["baselines"]:
+        assert f"\n{baseline} " in text
+    assert f"temperature {card['calibration']['temperature']:.2f}" in text
+    assert all(f"limit: {limit}" in text for limit in card["limits"])
+    assert "calibration" not in describe_card(head("alanine", task="regression").card)
+
+
+# Judging.
+
+
+def judge(records, which=None, **changes):
+    rows = evaluate_on_records(which or head(), records, backbone(), cluster_by="kmer", **changes)
+    return {metric: rest for metric, *rest in rows}
+
+
+def test_evaluation_counts_what_it_judges(caplog):
+    fresh = [SequenceRecord(f"new{n}", r.sequence, label=r.label) for n, r in enumerate(proteins(30, seed=9))]
+    rows = judge([*fresh, SequenceRecord("empty", "", label="oily")])
+    assert (rows["proteins"][0], rows["trained_on"][0]) == ("30", "0")
+    assert rows["left_out_without_vector"][0] == "1"
+    assert rows["clusters"][0] == "30"
+    value, low, high = map(float, rows["accuracy"])
+    assert low <= value <= high
+    assert value > 0.8
+    assert 0 <= float(rows["calibration_error"][0]) < 0.5
+    assert "memory" not in caplog.text
+
+
+def test_evaluation_on_training_proteins_says_so(caplog):
+    rows = judge(proteins(10))
+    assert rows["trained_on"][0] == "10"
+    assert "10 of 10 proteins bear ids that head 'taste' was trained on" in caplog.text
+
+
+def test_evaluation_equals_the_metrics_by_hand():
+    records = proteins(20, seed=4)
+    wrong = [SequenceRecord(r.id, r.sequence, label="oily") for r in records]  # half of them are not
+    said = np.array([float(judge(part)["accuracy"][0]) for part in (records, wrong)])
+    assert said[0] > 0.8
+    assert abs(said[1] - 0.5) < 0.2
+
+
+def test_a_regression_is_judged_too():
+    records = [
+        SequenceRecord(f"n{n}", r.sequence, label=f"{r.sequence.count('A') / len(r.sequence):.3f}")
+        for n, r in enumerate(proteins(30, seed=9))
+    ]
+    rows = judge(records, head("alanine", task="regression"))
+    assert float(rows["spearman"][0]) > 0.3
+    assert "calibration_error" not in rows
+
+
+def test_labels_and_backbones_that_are_not_the_heads_are_refused(toy_backbone):
+    with pytest.raises(LabelError, match="sour"):
+        judge([SequenceRecord("a", "MKV", label="sour")])
+    with pytest.raises(FingerprintError):
+        evaluate_on_records(head(), proteins(4), toy_backbone)
+    with pytest.raises((LabelError, UsageError), match="none of 1"):
+        judge([SequenceRecord("a", "", label="oily")])

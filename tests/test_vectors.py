@@ -1,0 +1,172 @@
+"""Files of embeddings hold every record, in order, with its id and its float32 numbers to the last bit."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from bioxfer.embedding import EmbeddedRecord
+from bioxfer.errors import MissingExtraError, OutputError, UsageError
+from bioxfer.sequences import SequenceRecord
+from bioxfer.vectors import check_vector_format, write_vectors
+
+IDS = ["a", "empty", "a/b", "..", "007", "1e5", "NA", "../../up", "/etc/x", "A", "é", "caf\udce9", "x" * 300,
+       "record_2", "<b>,\"q\""]  # fmt: skip
+DIM = 3
+
+
+def rows(ids=IDS, *, per_residue: bool = False) -> list[EmbeddedRecord]:
+    """One record for each id; the second has no vector."""
+    dice = np.random.default_rng(0)
+    found = []
+    for number, name in enumerate(ids):
+        if number == 1:
+            found.append(EmbeddedRecord(SequenceRecord(name, ""), 0, "skipped", "empty sequence"))
+            continue
+        pooled = {pool: dice.normal(size=DIM).astype(np.float32) for pool in ("mean", "max")}
+        residues = dice.normal(size=(number + 1, DIM)).astype(np.float32)
+        record = SequenceRecord(name, "M" * (number + 1))
+        found.append(EmbeddedRecord(record, number + 1, "ok", "", pooled, residues if per_residue else None))
+    return found
+
+
+def write(path, given, **changes):
+    options = {"pool": "mean+max", "width": DIM, "facts": {"model": "toy", "layer": 2}}
+    return write_vectors(path, given, **(options | changes))
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v.tsv", "v.csv.gz", "v.parquet"])
+def test_tables_give_back_every_float(tmp_path, name):
+    ids = [i for i in IDS if i.isprintable()]
+    given = rows(ids)
+    assert write(tmp_path / name, given) == {"ok": len(ids) - 1, "skipped": 1}
+    if name.endswith(".parquet"):
+        found = pd.read_parquet(tmp_path / name)
+    else:
+        kinds = {f"{pool}_{n}": np.float32 for pool in ("mean", "max") for n in range(DIM)}
+        separator = "\t" if ".tsv" in name else ","
+        found = pd.read_csv(
+            tmp_path / name,
+            sep=separator,
+            dtype={"id": str, **kinds},
+            keep_default_na=False,
+            na_values={column: [""] for column in kinds},
+        )
+    assert list(found["id"]) == ids
+    assert list(found["length"]) == [each.length for each in given]
+    numbers = found.iloc[:, 4:]
+    assert list(numbers.columns) == ["mean_0", "mean_1", "mean_2", "max_0", "max_1", "max_2"]
+    assert all(pd.api.types.is_float_dtype(kind) for kind in numbers.dtypes)
+    assert numbers.iloc[1].isna().all()
+    for place, each in enumerate(given):
+        if each.pooled is not None:
+            np.testing.assert_array_equal(numbers.iloc[place].to_numpy(np.float32), each.vector("mean+max"))
+
+
+def test_npz_holds_records_and_facts(tmp_path):
+    given = rows()
+    write(tmp_path / "v.npz", given)
+    with np.load(tmp_path / "v.npz", allow_pickle=False) as found:
+        assert found["ids"].tolist() == IDS
+        assert found["statuses"].tolist() == [each.status for each in given]
+        assert found["messages"][1] == "empty sequence"
+        assert found["vectors"].dtype == np.float32
+        assert np.isnan(found["vectors"][1]).all()
+        np.testing.assert_array_equal(found["vectors"][2], given[2].vector("mean+max"))
+        assert (str(found["model"]), int(found["layer"])) == ("toy", 2)
+
+
+def test_npz_per_residue_is_cut_by_offsets(tmp_path):
+    given = rows(per_residue=True)
+    write(tmp_path / "v.npz", given, per_residue=True)
+    with np.load(tmp_path / "v.npz", allow_pickle=False) as found:
+        assert found["offsets"][0] == 0
+        for number, each in enumerate(given):
+            part = found["residues"][found["offsets"][number] : found["offsets"][number + 1]]
+            assert len(part) == each.length
+            if each.residues is not None:
+                np.testing.assert_array_equal(part, each.residues)
+
+
+@pytest.mark.parametrize("per_residue", [False, True])
+def test_f8_f9_hdf5_keeps_ids_verbatim_and_inside_the_file(tmp_path, per_residue):
+    given = rows(per_residue=per_residue)
+    write(tmp_path / "v.h5", given, per_residue=per_residue)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.h5"]
+    with h5py.File(tmp_path / "v.h5") as file:
+        assert dict(file.attrs) == {"model": "toy", "layer": 2}
+        assert len(file) == len(given)
+        for (key, entry), each in zip(file.items(), given, strict=True):  # in input order
+            told = entry.attrs["original_id"]
+            told = told if isinstance(told, str) else bytes(told).decode("utf-8", "surrogateescape")
+            assert told == each.record.id
+            assert entry.attrs["status"] == each.status
+            assert entry.attrs["length"] == each.length
+            assert isinstance(entry, h5py.Dataset)
+            assert "/" not in key
+            wanted = each.residues if per_residue else each.vector("mean+max")
+            if wanted is None:
+                assert entry.shape == (0,)
+            else:
+                np.testing.assert_array_equal(entry[()], wanted)
+        for plain in ("a", "007", "NA", "A", "é"):
+            assert file[plain].attrs["original_id"] == plain
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v.csv.gz", "v.npz", "v.h5", "v.parquet"])
+def test_the_same_vectors_are_the_same_bytes(tmp_path, name, monkeypatch):
+    write(tmp_path / name, rows())
+    first = (tmp_path / name).read_bytes()
+    later = time.time() + 90_000
+    monkeypatch.setattr(time, "time", lambda: later)
+    write(tmp_path / name, rows())
+    assert (tmp_path / name).read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v.npz", "v.h5", "v.parquet"])
+def test_no_record_is_an_empty_file_of_its_kind(tmp_path, name):
+    assert not write(tmp_path / name, [])
+    path = tmp_path / name
+    if name == "v.npz":
+        with np.load(path) as found:
+            assert found["vectors"].shape == (0, 2 * DIM)
+    elif name == "v.h5":
+        with h5py.File(path) as file:
+            assert len(file) == 0
+    else:
+        table = pd.read_csv(path) if name == "v.csv" else pd.read_parquet(path)
+        assert table.shape == (0, 4 + 2 * DIM)
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v.npz", "v.h5", "v.parquet"])
+def test_contract_5_what_fails_midway_leaves_the_old_file(tmp_path, name):
+    def broken():
+        yield from rows()[:3]
+        raise OutputError("as if the cache were full")
+
+    path = tmp_path / name
+    path.write_bytes(b"from before")
+    with pytest.raises(OutputError, match="as if"):
+        write(path, broken())
+    assert path.read_bytes() == b"from before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_formats_that_cannot_hold_it_are_refused(monkeypatch):
+    for name in ("v.h5", "v.hdf5", "v.npz", "v.csv", "v.tsv.gz", "v.parquet", "-"):
+        check_vector_format(name, per_residue=False)
+    for name in ("v.h5", "v.npz"):
+        check_vector_format(name, per_residue=True)
+    for name in ("v.csv", "-"):
+        with pytest.raises(UsageError, match=r"\.npz or \.h5"):
+            check_vector_format(name, per_residue=True)
+    with pytest.raises(UsageError, match=r"'v\.txt'.*\.npz or \.h5"):
+        check_vector_format("v.txt", per_residue=False)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bioxfer\[hdf5\]'"):
+        check_vector_format("v.h5", per_residue=False)
