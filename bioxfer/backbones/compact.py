@@ -52,6 +52,9 @@ RESIDUES = "ACDEFGHIKLMNPQRSTVWYXBZUO"
 BOS, EOS, MASK = len(RESIDUES), len(RESIDUES) + 1, len(RESIDUES) + 2
 VOCABULARY = len(RESIDUES) + 3
 HEAD_WIDTH = 64
+ROUND = 64  # a pack is filled up to a multiple of this, see CompactModel.forward
+
+Groups = tuple[tuple[int, int, int], ...]
 
 _TOKEN_OF_BYTE = np.full(256, RESIDUES.index("X"), dtype=np.uint8)
 _TOKEN_OF_BYTE[np.frombuffer(RESIDUES.encode(), dtype=np.uint8)] = np.arange(len(RESIDUES))
@@ -110,16 +113,14 @@ class CompactBlock(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, pack: Pack, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: Groups, cos: Tensor, sin: Tensor) -> Tensor:
         """Transform packed tokens ``x: (T, D)``."""
         heads = (-1, 3, x.shape[-1] // HEAD_WIDTH, HEAD_WIDTH)
         h = self.norm_attention(x).to(cos.dtype)
-        h = _Neighbours.apply(  # type: ignore[no-untyped-call]
-            h, self.neighbours.to(h.dtype), pack.groups
-        )
+        h = _Neighbours.apply(h, self.neighbours.to(h.dtype), groups)  # type: ignore[no-untyped-call]
         q, k, v = self.qkv(h).view(heads).unbind(1)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        attended = attend(q, k, v, pack.groups, scale=HEAD_WIDTH**-0.5)
+        attended = attend(q, k, v, groups, scale=HEAD_WIDTH**-0.5)
         x = x + cast(Tensor, self.out(attended.flatten(1)))
         h = self.norm_feedforward(x).to(cos.dtype)
         return x + cast(Tensor, self.down(F.gelu(self.up(h))))
@@ -133,7 +134,7 @@ class _Neighbours(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, groups: tuple[tuple[int, int, int], ...]) -> Tensor:
+    def forward(ctx: Any, h: Tensor, weight: Tensor, groups: Groups) -> Tensor:
         ctx.save_for_backward(h, weight)
         ctx.groups = groups
         total = h.clone()
@@ -154,7 +155,7 @@ class _Neighbours(torch.autograd.Function):
 
 
 def _taps(
-    groups: tuple[tuple[int, int, int], ...], kernel: int
+    groups: Groups, kernel: int
 ) -> Iterator[tuple[int, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]:
     """For each group and tap, views of the tokens that receive and of those that give."""
     for start, count, length in groups:
@@ -235,17 +236,23 @@ class CompactModel(nn.Module):
         """
         last = self.config.layers
         wanted = [last] if layers is None else list(layers)
-        cos, sin = (table.to(self._matrix_dtype()) for table in rotary_tables(pack.positions, HEAD_WIDTH))
-        x = self.embedding(pack.tokens).float()
+        # oneDNN keeps code for each number of rows it meets in bfloat16, a megabyte or so: a few
+        # numbers instead of thousands keep memory flat. The filling is a sequence of its own.
+        count = len(pack.tokens)
+        idle = -count % ROUND
+        tokens, positions = F.pad(pack.tokens, (0, idle)), F.pad(pack.positions, (0, idle))
+        groups = (*pack.groups, (count, 1, idle)) if idle else pack.groups
+        cos, sin = (table.to(self._matrix_dtype()) for table in rotary_tables(positions, HEAD_WIDTH))
+        x = self.embedding(tokens).float()
         states = {0: x}
         for number, block in enumerate(self.blocks, start=1):
             if number > max(wanted):
                 break
-            x = block(x, pack, cos, sin)
+            x = block(x, groups, cos, sin)
             states[number] = x if number < last else self.norm(x)
             if number not in wanted:
                 del states[number]
-        return [states[number] for number in wanted]
+        return [states[number][:count] for number in wanted]
 
 
 class CompactBackbone:
