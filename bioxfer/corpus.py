@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,7 @@ class Corpus:
 
     @classmethod
     def read(cls, paths: Sequence[str | Path]) -> Corpus:
-        """Read FASTA files, or text files with one sequence a line (``.txt``, ``.txt.xz``)."""
+        """Read FASTA files and tables, or ``.txt`` files with one sequence a line; all may be compressed."""
         parts = [cls._read_one(Path(path)) for path in paths]
         shifts = np.cumsum([0] + [len(part.tokens) for part in parts])
         offsets = [part.offsets[1:] + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
@@ -73,23 +72,20 @@ class Corpus:
 
     @classmethod
     def _read_one(cls, path: Path) -> Corpus:
-        if not path.name.endswith((".txt", ".txt.xz")):
-            from bioxfer.io import iter_sequences
-            from bioxfer.sequences import clean_protein
+        from bioxfer.io import iter_sequences
+        from bioxfer.lines import open_lines
+        from bioxfer.sequences import clean_protein
 
+        if not path.exists():
+            raise InputError(f"no such file: {path}; check the name and the folder")
+        start, lines = open_lines(path)
+        if ".txt" not in path.suffixes or start.startswith(b">"):
             cleaned = (clean_protein(record).residues for record in iter_sequences(path))
             return cls.from_sequences([residues for residues in cleaned if residues])
-        try:
-            raw = path.read_bytes()
-            raw = lzma.decompress(raw) if path.suffix == ".xz" else raw
-        except (OSError, lzma.LZMAError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); give a text file, or a FASTA") from error
-        data = np.frombuffer(raw.upper(), dtype=np.uint8)
-        ends = np.flatnonzero(data == ord("\n"))
-        if len(data) and data[-1] != ord("\n"):
-            ends = np.append(ends, len(data))
-        bounds = np.concatenate(([0], ends - np.arange(len(ends))))
-        return cls(tokenize(data[data != ord("\n")].tobytes()), bounds)
+        sequences = [line.strip().upper() for _, line in lines]
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        bounds = np.concatenate(([0], lengths[lengths > 0].cumsum()))
+        return cls(tokenize(b"".join(sequences)), bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +148,12 @@ def read_source(path: str | Path, *, unlike: Sequence[str] = ()) -> SourceTable:
         log.info("%s: %d of %d rows resemble a test protein and are left out", name, (~keep).sum(), len(keep))
         labels = [label for label, kept in zip(labels, keep, strict=True) if kept]
         sequences = [sequence for sequence, kept in zip(sequences, keep, strict=True) if kept]
+    if not sequences:
+        raise LabelError(f"{path}: no row is left to learn from; give a table with other proteins")
     proteins = Corpus.from_sequences(sequences)
     if all(len(label) == len(sequence) for label, sequence in zip(labels, sequences, strict=True)):
         letters, targets = np.unique(list("".join(labels)), return_inverse=True)
+        _check_classes(path, len(letters))
         nothing = np.empty((len(sequences), 0), dtype=np.int64)
         return SourceTable(name, proteins, targets.astype(np.int64), nothing, (len(letters),))
     if all(label.split(";")[0].count(".") == 3 for label in labels):
@@ -163,9 +162,13 @@ def read_source(path: str | Path, *, unlike: Sequence[str] = ()) -> SourceTable:
     else:
         columns = [_encode(labels)]
     classes = tuple(int(column.max()) + 1 for column in columns)
-    if max(classes) < 2:
-        raise LabelError(f"{path}: fewer than two classes with enough examples; a source task needs two")
+    _check_classes(path, max(classes))
     return SourceTable(name, proteins, None, np.stack(columns, axis=1), classes)
+
+
+def _check_classes(path: Path, found: int) -> None:
+    if found < 2:
+        raise LabelError(f"{path}: fewer than two classes with enough examples; a source task needs two")
 
 
 def _encode(labels: Sequence[str], *, least: int = 10) -> NDArray[np.int64]:

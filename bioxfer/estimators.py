@@ -7,6 +7,7 @@ work on them; ``X`` is a list of sequences or of `SequenceRecord`. Pass `bioxfer
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -21,7 +22,7 @@ from bioxfer.errors import InputError, UsageError
 from bioxfer.heads import TrainedHead
 from bioxfer.sequences import SequenceRecord
 from bioxfer.tasks import Regression
-from bioxfer.transfer import HeadChoice, fit
+from bioxfer.transfer import Fitted, HeadChoice, fit
 
 if TYPE_CHECKING:
     from bioxfer.backbones import Backbone
@@ -162,29 +163,58 @@ class _SequencePredictor(BaseEstimator):  # type: ignore[misc]
             tensors=fitted.tensors,
             temperature=fitted.temperature,
             index=fitted.index,
-            card={
-                "name": self.name,
-                "task": fitted.task.name,
-                "head": {
-                    "kind": fitted.kind,
-                    "setting": fitted.setting,
-                    "candidates": fitted.candidates,
-                },
-                "limits": [
-                    "Fitted in a notebook or script without held-out validation: no metrics are known."
-                ],
-                "seed": self.seed,
-            },
+            card=self._card(X, y, embedded, fitted),
         )
         self.n_features_in_ = embedded.vectors.shape[1]
+
+    def _card(self, X: Proteins, y: npt.ArrayLike, embedded: Embeddings, fitted: Fitted) -> dict[str, Any]:
+        """Say what is known of a head that was fitted without a held-out part: no metrics."""
+        digest = hashlib.sha256()
+        for text in (*_texts(X), *map(str, np.asarray(y).tolist())):
+            data = text.encode("utf-8", "surrogateescape")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return {
+            "name": self.name,
+            "task": fitted.task.name,
+            "intended_use": "not stated",
+            "limits": ["Fitted without held-out proteins: nothing is known of how good it is."],
+            "data": {
+                "source": "given in Python",
+                "sha256": digest.hexdigest(),
+                "licence": "not stated",
+                "proteins": len(embedded),
+            },
+            "split": {
+                "how": "nothing was held out",
+                "train": len(embedded),
+                "valid": 0,
+                "valid_clusters": 0,
+                "valid_with_relatives_in_train": 0,
+            },
+            "head": {"kind": fitted.kind, "setting": fitted.setting, "candidates": fitted.candidates},
+            "backbone": {
+                "name": embedded.model,
+                "fingerprint": embedded.fingerprint,
+                "layer": embedded.layer,
+                "pool": embedded.pool,
+            },
+            "metrics": {},
+            "baselines": {},
+            "calibration": {"temperature": fitted.temperature, "ece_before": None, "ece_after": None},
+            "intervals": "none, as nothing was held out",
+            "seed": self.seed,
+        }
 
     def _features(self, X: Proteins) -> npt.NDArray[np.float32]:
         check_is_fitted(self, "head_")
         embedded = _embed(self, X)
-        if embedded.fingerprint != self.head_.fingerprint:
+        given = (embedded.fingerprint, embedded.layer, embedded.pool)
+        fitted = (self.head_.fingerprint, self.head_.layer, self.head_.pool)
+        if given != fitted:
             raise UsageError(
-                f"model {embedded.model} ({embedded.fingerprint}) is not {self.head_.backbone} "
-                f"({self.head_.fingerprint}), which this estimator was fitted on; set it back or fit again"
+                f"model {embedded.model} ({embedded.fingerprint}), layer {embedded.layer}, {embedded.pool} "
+                f"is not {self.head_.backbone} ({self.head_.fingerprint}), layer {self.head_.layer}, "
+                f"{self.head_.pool}, which this estimator was fitted on; set it back or fit again"
             )
         return embedded.vectors
 
@@ -229,6 +259,8 @@ class SequenceClassifier(ClassifierMixin, _SequencePredictor):  # type: ignore[m
     ----------
     classes_ : ndarray (C,)
         Class labels, sorted, of the type given to `fit`.
+    order_ : ndarray (C,)
+        Place of each class among the head's own.
     head_ : TrainedHead
         The fitted head.
 
@@ -261,14 +293,17 @@ class SequenceClassifier(ClassifierMixin, _SequencePredictor):  # type: ignore[m
             As in `SequenceEmbedder.transform` and `bioxfer.transfer.fit`.
         """
         self._fit(X, y, groups)
+        # The head has its classes in the order of their texts, scikit-learn wants that of their values.
         by_text = {str(label): label for label in np.unique(np.asarray(y)).tolist()}
-        self.classes_ = np.array([by_text[label] for label in self.head_.labels])
+        classes = np.array([by_text[label] for label in self.head_.labels])
+        self.order_ = np.argsort(classes)
+        self.classes_ = classes[self.order_]
         return self
 
     def predict_proba(self, X: Proteins) -> npt.NDArray[np.float64]:
         """Return calibrated probabilities ``(N, C)``, columns in the order of ``classes_``."""
-        features = self._features(X)
-        return self.head_.predict_proba(features)
+        features = self._features(X)  # says so if there was no fit
+        return np.asarray(self.head_.predict_proba(features)[:, self.order_])
 
     def predict(self, X: Proteins) -> npt.NDArray[Any]:
         """Return the likeliest class ``(N,)`` of each protein."""
@@ -290,7 +325,7 @@ class SequenceClassifier(ClassifierMixin, _SequencePredictor):  # type: ignore[m
         _check_task(head, cls._task)
         self = cls(model or head.backbone, head=head.kind, layer=head.layer, pool=head.pool, name=head.name)
         self.head_, self.n_features_in_ = head, head.n_features
-        self.classes_ = np.array(head.labels)
+        self.classes_, self.order_ = np.array(head.labels), np.arange(len(head.labels))
         return self
 
 

@@ -223,7 +223,8 @@ class TrainedHead:
     def flag(self, similarity: float) -> Literal["in-domain", "far", ""]:
         """Say whether a similarity from `nearest` is one that the head was tested at.
 
-        ``far`` is below what 95% of held-out proteins without relatives in training reached.
+        ``far`` is less similar to every training protein than 95% of held-out proteins without relatives
+        in training were.
         """
         if math.isnan(similarity):
             return ""
@@ -342,7 +343,8 @@ def _dump(head: TrainedHead) -> bytes:
     from safetensors.numpy import save
 
     tensors = {f"head.{name}": np.array(value, order="C") for name, value in head.tensors.items()}
-    text = "\n".join(head.index.ids).encode("utf-8", "surrogateescape")
+    # JSON, as an id from a table may hold a line end; its ASCII escapes carry lone surrogates too.
+    text = json.dumps(list(head.index.ids)).encode("ascii")
     tensors["index.ids"] = np.frombuffer(text, dtype=np.uint8).copy()
     for name in ("targets", "vectors", "projection", "offset"):
         tensors[f"index.{name}"] = np.array(getattr(head.index, name), order="C")
@@ -386,7 +388,12 @@ def _parse(data: bytes) -> TrainedHead:
     except ValueError as error:
         raise _Damage(str(error)) from error
     _check_tensors(meta["kind"], task, tensors)
-    ids = tensors["index.ids"].tobytes().decode("utf-8", "surrogateescape").split("\n")
+    try:
+        ids = json.loads(tensors["index.ids"].tobytes())
+    except ValueError as error:
+        raise _Damage("the training ids are no JSON") from error
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise _Damage("the training ids are no list of texts")
     if len(ids) != len(tensors["index.vectors"]):
         raise _Damage(f"{len(ids)} ids for {len(tensors['index.vectors'])} training vectors")
     return TrainedHead(

@@ -37,7 +37,7 @@ from bioxfer.corpus import (
     mask_and_pack,
     read_source,
 )
-from bioxfer.errors import InputError, UsageError
+from bioxfer.errors import InputError, UsageError, WeightsError
 
 __all__ = ["PretrainOptions", "learning_rate_at", "masked_perplexity", "pretrain"]
 
@@ -85,7 +85,7 @@ class PretrainOptions:
     window: int = 1022
     minutes: float | None = None
     steps: int | None = None
-    batch_tokens: int = 12_288
+    batch_tokens: int = 8192
     crop: int = 256
     long_crop: int = 1024
     long_share: float = 0.1
@@ -100,6 +100,10 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise UsageError("give either minutes or steps, and not both")
+        if (self.minutes is not None and self.minutes <= 0) or (self.steps is not None and self.steps < 1):
+            raise UsageError(f"minutes {self.minutes} and steps {self.steps}: the one given must be above 0")
+        if self.batch_tokens < 512:
+            raise UsageError(f"batch_tokens is {self.batch_tokens}; a step needs 512 at least")
         if self.lam < 0 or not math.isfinite(self.lam):
             raise UsageError(f"λ is {self.lam}; it must be a finite number that is not negative")
         if self.optimizer not in ("muon", "adamw"):
@@ -314,7 +318,7 @@ def pretrain(
     exclude : sequence of path
         Tables of test proteins; source rows that resemble one are left out.
         A table with a ``split`` column counts only with its rows whose split
-        begins with ``test`` or ``valid``.
+        begins with ``test`` or ``val``.
     licence : str, optional
         Of corpus and sources, for the card.
     checkpoint : path, optional
@@ -337,6 +341,8 @@ def pretrain(
             f"{', '.join(map(str, corpus))}: no sequence to learn from; give a FASTA with proteins"
         )
     held_out = Corpus.read([valid]) if valid is not None else None
+    if held_out is not None and not len(held_out.tokens):
+        raise InputError(f"{valid}: no sequence to validate on; give a file with proteins or leave it out")
     unlike = [sequence for path in exclude for sequence in _test_sequences(path)]
     tables = [read_source(path, unlike=unlike) for path in sources]
 
@@ -355,12 +361,16 @@ def pretrain(
         mask_share=options.mask_share,
         seed=options.seed,
     )
+    data = {
+        "corpus": [len(proteins), len(proteins.tokens)],
+        "sources": [[table.name, len(table.proteins), *table.classes] for table in tables],
+    }
     names = {-1: "mlm"} | {number: table.name for number, table in enumerate(tables)}
 
     step, spent, tokens = 0, 0.0, 0
     stages = [{"from_step": 0, **asdict(options)}]
     if checkpoint is not None and Path(checkpoint).exists():
-        (step, spent, tokens), stages = _restore(Path(checkpoint), trunk, optimizers, sampler, options)
+        (step, spent, tokens), stages = _restore(Path(checkpoint), trunk, optimizers, sampler, options, data)
         log.info("going on from step %d of %s", step, checkpoint)
     history: list[dict[str, float]] = []
     means: dict[str, float] = {}
@@ -393,11 +403,11 @@ def pretrain(
             history.append({"step": step, "minutes": round(spent / 60, 2), **means})
         if checkpoint is not None and spent - saved > 60 * checkpoint_minutes:
             saved = spent
-            _save(Path(checkpoint), trunk, optimizers, sampler, stages, (step, spent, tokens))
+            _save(Path(checkpoint), trunk, optimizers, sampler, stages, data, (step, spent, tokens))
         if progress is not None:
             progress(step)
     if checkpoint is not None:
-        _save(Path(checkpoint), trunk, optimizers, sampler, stages, (step, spent, tokens))
+        _save(Path(checkpoint), trunk, optimizers, sampler, stages, data, (step, spent, tokens))
 
     card: dict[str, Any] = {
         "objective": "masked residues" + (" + λ · source tasks" if tables else ""),
@@ -427,7 +437,7 @@ def _test_sequences(path: str | Path) -> list[str]:
     from bioxfer.io import iter_sequences
 
     records = list(iter_sequences(path))
-    chosen = [r for r in records if r.split is None or r.split.startswith(("test", "valid"))]
+    chosen = [r for r in records if r.split is None or r.split.startswith(("test", "val"))]
     return [record.sequence.upper() for record in chosen]
 
 
@@ -446,6 +456,7 @@ def _save(
     optimizers: Sequence[torch.optim.Optimizer],
     sampler: CropSampler,
     stages: Sequence[dict[str, Any]],
+    data: dict[str, Any],
     counts: tuple[int, float, int],
 ) -> None:
     from safetensors.torch import save
@@ -453,7 +464,7 @@ def _save(
     from bioxfer.output import publish
 
     tensors = {name: t.detach().clone().contiguous() for name, t in _state(trunk, optimizers).items()}
-    state = {"counts": counts, "cursors": sampler.cursors, "stages": stages}
+    state = {"counts": counts, "cursors": sampler.cursors, "stages": stages, "data": data}
     with publish(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
 
@@ -464,12 +475,23 @@ def _restore(
     optimizers: Sequence[torch.optim.Optimizer],
     sampler: CropSampler,
     options: PretrainOptions,
+    data: dict[str, Any],
 ) -> tuple[tuple[int, float, int], list[dict[str, Any]]]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as file:
-        state = json.loads(file.metadata()["state"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a checkpoint of a pretraining ({error}); remove it or name another"
+        ) from error
+    if state.get("data") != data:
+        raise UsageError(
+            f"{path}: the checkpoint was made with another corpus or other sources ({state.get('data')}); "
+            "give the same or another checkpoint"
+        )
     stages: list[dict[str, Any]] = state["stages"]
     before, now = stages[-1], asdict(options)
     changed = [name for name in now if before.get(name) != now[name]]

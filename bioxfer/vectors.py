@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -151,19 +152,60 @@ def _write_hdf5(
 ) -> None:
     h5py = _import_h5py()
     taken: set[str] = set()
-    with h5py.File(path, "w", track_order=True) as file:  # a reader then meets the records in input order
-        for name, value in facts.items():
-            file.attrs[name] = value
-        for number, each in enumerate(rows):
-            key = _safe_key(each.record.id, number, taken)
-            found = each.residues if per_residue else each.vector(pool)
-            data: Vector = np.empty(0, dtype=np.float32) if found is None else found
-            entry = file.create_dataset(key, data=data)
-            entry.attrs["original_id"] = _hdf5_text(each.record.id)
-            entry.attrs["number"] = number
-            entry.attrs["length"] = each.length
-            entry.attrs["status"] = each.status
-            entry.attrs["message"] = each.message
+    raw = _Keeping(path, "w+")
+    try:
+        # Where the order is tracked, a reader meets the records in input order.
+        with raw, h5py.File(raw, "w", track_order=True) as file:
+            for name, value in facts.items():
+                file.attrs[name] = value
+            for number, each in enumerate(rows):
+                if raw.error is not None:
+                    break
+                key = _safe_key(each.record.id, number, taken)
+                found = each.residues if per_residue else each.vector(pool)
+                data: Vector = np.empty(0, dtype=np.float32) if found is None else found
+                entry = file.create_dataset(key, data=data)
+                entry.attrs["original_id"] = _hdf5_text(each.record.id)
+                entry.attrs["number"] = number
+                entry.attrs["length"] = each.length
+                entry.attrs["status"] = each.status
+                entry.attrs["message"] = each.message
+    finally:
+        if raw.error is not None:
+            raise raw.error
+
+
+class _Keeping(io.FileIO):
+    """A file that keeps its first error instead of raising it.
+
+    The HDF5 library does not survive an error that a Python file raises while it flushes: it ends in a
+    segmentation fault. So it is told that all is well, and the error is raised when it has let go.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        try:
+            while self.error is None and written < len(view):
+                written += super().write(view[written:])
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        count = super().readinto(view) or 0
+        view[count:] = bytes(len(view) - count)  # what was never written reads as zeros
+        return len(view)
 
 
 def _hdf5_text(text: str) -> str | bytes:

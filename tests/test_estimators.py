@@ -149,10 +149,40 @@ def test_a_protein_without_vector_is_named(proteins, classifier):
 def test_a_changed_backbone_is_refused_after_the_fit(proteins, classifier):
     sequences, y = proteins
     classifier.fit(sequences, y).set_params(model="other")
-    with pytest.raises(UsageError, match=r"model other \(otherfffffffffff\) is not toy"):
+    with pytest.raises(UsageError, match=r"model other \(otherfffffffffff\), layer 6, mean is not toy"):
         classifier.predict(sequences)
 
 
 def test_one_string_is_not_taken_for_a_list_of_letters(classifier):
     with pytest.raises(UsageError, match="X is one string"):
         classifier.fit("MKTAYIAK", ["a"])
+
+
+def test_classes_of_numbers_are_sorted_as_numbers_and_columns_follow(classifier):
+    rng = np.random.default_rng(0)
+    letters = "ACDEFGHIKLMN"
+    y = np.repeat(np.arange(12), 4)
+    sequences = ["".join(rng.permutation(list(letters[label] * 20 + "WY"))) for label in y]
+    classifier.fit(sequences, y)
+    assert classifier.classes_.tolist() == list(range(12))
+    assert classifier.predict_proba(sequences).argmax(axis=1).tolist() == y.tolist()
+    assert classifier.predict(sequences).tolist() == y.tolist()
+
+
+def test_a_head_from_an_estimator_can_be_shown_and_says_that_it_was_not_measured(
+    proteins, classifier, tmp_path
+):
+    from bioxfer.training import describe_card
+
+    sequences, y = proteins
+    classifier.fit(sequences, y).save(tmp_path / "h.safetensors")
+    card = TrainedHead.load(tmp_path / "h.safetensors").card
+    assert card["data"]["proteins"] == len(sequences)
+    assert "nothing was held out" in describe_card(card)
+
+
+def test_another_pooling_after_the_fit_is_refused(proteins, classifier):
+    sequences, y = proteins
+    classifier.fit(sequences, y).set_params(pool="max")
+    with pytest.raises(UsageError, match="max is not toy"):
+        classifier.predict(sequences)

@@ -19,7 +19,7 @@ from bioxfer.heads import NeighbourIndex, TrainedHead, unit_rows
 from bioxfer.tasks import Multiclass, Regression
 
 FEATURES, DIMENSIONS, PROTEINS = 5, 3, 7
-IDS = ("sp|P1|A_HUMAN", "../up", "NA", "=1+1", "caf\udce9", "ü", "A/b")
+IDS = ("sp|P1|A_HUMAN", "../up", "NA", "=1+1", "caf\udce9", "two\nlines", "A/b")
 
 
 def make_head(kind="linear", *, seed=0, task=None, **changes):
@@ -221,7 +221,9 @@ def rewrite(whole, change):
         (lambda m, t: t["head.weight"].__setitem__((0, 0), np.nan), "head.weight holds NaN"),
         (lambda m, t: t.update({"head.bias": np.zeros(2, np.int64)}), "head.bias has the type int64"),
         (lambda m, t: t["index.targets"].__setitem__(0, 2), "outside the 2 classes"),
-        (lambda m, t: t.update({"index.ids": np.zeros(3, np.uint8)}), "1 ids for 7"),
+        (lambda m, t: t.update({"index.ids": np.zeros(3, np.uint8)}), "ids are no JSON"),
+        (lambda m, t: t.update({"index.ids": np.frombuffer(b"[1, 2]", np.uint8)}), "no list of texts"),
+        (lambda m, t: t.update({"index.ids": np.frombuffer(b'["a"]', np.uint8)}), "1 ids for 7"),
         (lambda m, t: m["task"]["classes"].append("third"), "head.* of shape"),
         (lambda m, t: m.update(task={"name": "?"}), "no task"),
         (lambda m, t: m.update(kind="quantum"), "kind 'quantum'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import lzma
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from bioxfer.backbones.compact import BOS, EOS, MASK, CompactConfig, CompactModel, load_compact, tokenize
 from bioxfer.corpus import IGNORED, Corpus, Crop, CropSampler, mask_and_pack, read_source
-from bioxfer.errors import InputError, LabelError, UsageError
+from bioxfer.errors import InputError, LabelError, UsageError, WeightsError
 from bioxfer.pretrain import PretrainOptions, learning_rate_at, masked_perplexity, pretrain
 
 SMALL = {"width": 64, "layers": 1, "batch_tokens": 512, "crop": 64, "long_crop": 128}
@@ -43,10 +44,22 @@ def test_a_corpus_is_the_same_from_text_and_from_fasta(tmp_path):
     assert both[3].tolist() == tokenize("MKV").tolist()
 
 
-def test_an_unreadable_corpus_is_named(tmp_path):
-    (tmp_path / "c.txt.xz").write_bytes(b"no xz")
-    with pytest.raises(InputError, match=r"c\.txt\.xz: cannot be read"):
-        Corpus.read([tmp_path / "c.txt.xz"])
+def test_a_missing_corpus_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no such file: .*c\.txt"):
+        Corpus.read([tmp_path / "c.txt"])
+
+
+def test_a_text_corpus_may_have_any_line_ends_blank_lines_and_compression(tmp_path):
+    for name, data in {
+        "crlf.txt": b"MKV\r\n\r\ngavliw\r\n",
+        "bom.txt": b"\xef\xbb\xbfMKV\nGAVLIW",
+        "zipped.txt.gz": gzip.compress(b"MKV\nGAVLIW\n"),
+        "fasta.txt": b">a\nMKV\n>b\nGAVLIW\n",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        found = Corpus.read([tmp_path / name])
+        expected = [tokenize("MKV").tolist(), tokenize("GAVLIW").tolist()]
+        assert [found[i].tolist() for i in range(len(found))] == expected, name
 
 
 def sampler(corpus: Corpus, sources=(), **changes) -> CropSampler:
@@ -109,6 +122,11 @@ def test_a_source_table_tells_its_kind_by_its_labels(tmp_path):
 def test_a_source_table_without_two_classes_is_refused(tmp_path):
     with pytest.raises(LabelError, match="fewer than two classes"):
         read_source(write_table(tmp_path / "p.csv", [(f"p{i}", "MKVLAA", "one") for i in range(12)]))
+
+
+def test_a_residue_table_with_one_class_is_refused(tmp_path):
+    with pytest.raises(LabelError, match="fewer than two classes"):
+        read_source(write_table(tmp_path / "p.csv", [("a", "MKVL", "HHHH")]))
 
 
 def test_source_rows_like_a_test_protein_are_left_out(tmp_path):
@@ -182,6 +200,30 @@ def test_a_checkpoint_of_other_options_is_refused(tmp_path, corpus):
         )  # fmt: skip
 
 
+def test_a_checkpoint_of_other_sources_or_no_checkpoint_at_all_is_refused(tmp_path, corpus):
+    checkpoint, out = tmp_path / "state.ckpt", tmp_path / "a.safetensors"
+    pretrain([corpus], out, options=PretrainOptions(**SMALL, steps=1), checkpoint=checkpoint)
+    table = write_table(tmp_path / "s.csv", [("a", "MKVL", "HHEC"), ("b", "GAVL", "HHEC")])
+    with pytest.raises(UsageError, match="another corpus or other sources"):
+        pretrain(
+            [corpus], out, options=PretrainOptions(**SMALL, steps=2), sources=[table], checkpoint=checkpoint
+        )
+    with pytest.raises(WeightsError, match="not a checkpoint"):
+        pretrain([corpus], out, options=PretrainOptions(**SMALL, steps=2), checkpoint=out)
+    checkpoint.write_text("notes")
+    with pytest.raises(WeightsError, match="not a checkpoint"):
+        pretrain([corpus], out, options=PretrainOptions(**SMALL, steps=2), checkpoint=checkpoint)
+
+
+def test_an_empty_validation_file_is_refused_before_the_training(tmp_path, corpus):
+    (tmp_path / "v.txt").write_text("")
+    with pytest.raises(InputError, match="no sequence to validate on"):
+        pretrain(
+            [corpus], tmp_path / "a.safetensors", options=PretrainOptions(**SMALL, steps=1),
+            valid=tmp_path / "v.txt",
+        )  # fmt: skip
+
+
 def test_a_second_stage_may_change_the_weight_of_the_sources_and_the_card_tells(tmp_path, corpus):
     checkpoint, out = tmp_path / "state.ckpt", tmp_path / "a.safetensors"
     pretrain([corpus], out, options=PretrainOptions(**SMALL, steps=1), checkpoint=checkpoint)
@@ -216,6 +258,8 @@ def test_the_previous_residue_baseline_knows_pairs_and_no_more():
     [
         ({}, "minutes or steps"),
         ({"steps": 1, "minutes": 1.0}, "minutes or steps"),
+        ({"minutes": 0.0}, "above 0"),
+        ({"steps": 1, "batch_tokens": 64}, "512 at least"),
         ({"steps": 1, "lam": -1.0}, "λ is -1"),
         ({"steps": 1, "lam": float("nan")}, "λ is nan"),
         ({"steps": 1, "optimizer": "sgd"}, "'sgd'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 
@@ -154,6 +155,47 @@ def test_contract_5_what_fails_midway_leaves_the_old_file(tmp_path, name):
     with pytest.raises(OutputError, match="as if"):
         write(path, broken())
     assert path.read_bytes() == b"from before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from bioxfer.embedding import EmbeddedRecord
+from bioxfer.errors import OutputError
+from bioxfer.sequences import SequenceRecord
+from bioxfer.vectors import write_vectors
+limit = int(sys.argv[2])
+def rows():
+    for n in range(300):
+        yield EmbeddedRecord(SequenceRecord(f"p{n}", "M"), 1, "ok", "", {"mean": np.ones(500, np.float32)})
+        seen.append(n)
+seen = []
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    write_vectors(sys.argv[1], rows(), pool="mean", width=500, facts={"model": "toy"})
+except OutputError as error:
+    print(len(seen), error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("v.h5", 500), ("v.h5", 100_000), ("v.h5", 600_000), ("v.npz", 100_000)]
+)
+def test_f23_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path, name, limit):
+    pytest.importorskip("resource")
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, path, str(limit)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+    seen, told = done.stdout.split(" ", 1)
+    assert told == f"cannot write {path}: File too large; make room or choose another place\n"
+    if name == "v.h5" and limit < 600_000:
+        assert int(seen) < 300  # what cannot be kept is not computed
+    assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -297,17 +297,20 @@ def pretrain_command(
         str | None,
         typer.Option("--checkpoint", metavar="FILE", help="State to keep, and to go on from if it is there."),
     ] = None,
+    licence: Annotated[
+        str, typer.Option("--licence", metavar="TEXT", help="Licence of corpus and sources, for the card.")
+    ] = "not stated",
     threads: Threads = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Train a backbone on masked residues, and on source tasks beside them.
 
-    Prints the validation's numbers; the card in the weights has all others. Give either --minutes or --steps.
+    Tells its progress on standard error and prints the validation's numbers at the end; the card in the
+    weights has all others. Give either --minutes or --steps.
     """
-    start_messages(quiet=quiet, verbose=verbose)
+    start_messages(quiet=quiet, verbose=not quiet)
     from bioxfer.output import check_output
 
     if not out.endswith(".safetensors"):
@@ -338,6 +341,7 @@ def pretrain_command(
         valid=valid,
         sources=source or (),
         exclude=exclude or (),
+        licence=licence,
         checkpoint=checkpoint,
     )
     for key, value in card.get("validation", {}).items():
