@@ -48,7 +48,7 @@ def main() -> None:
     editions = {"plain": options.plain, "joint": options.joint}
     measured: dict[str, object] = {
         "editions": {
-            name: {key: read_card(path).get(key) for key in ("steps", "tokens", "minutes", "sources", "stages")}
+            name: {fact: read_card(path).get(fact) for fact in ("steps", "tokens", "minutes", "stages")}
             for name, path in editions.items()
         }
     }
@@ -60,7 +60,8 @@ def main() -> None:
         for name, path in editions.items():
             backbone = load_backbone(path, precision="auto")
             vectors = [
-                embed([row["sequence"] for row in rows], model=backbone, pool=POOL).vectors for rows in (train, valid)
+                embed([row["sequence"] for row in rows], model=backbone, pool=POOL).vectors
+                for rows in (train, valid)
             ]
             fitted = fit(vectors[0], [row["label"] for row in train], head="linear", folds=3)
             said[name] = fitted.task.predict(fitted.outputs(vectors[1]))

@@ -26,7 +26,7 @@ def shared_folder() -> Path:
 def write_result(name: str, measured: dict[str, Any]) -> None:
     """Write ``results/NAME.json`` and show it."""
     facts = {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *(_bare(a) for a in sys.argv[1:])]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_bare, sys.argv[1:])]),
         "date": datetime.date.today().isoformat(),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
