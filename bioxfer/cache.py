@@ -81,7 +81,8 @@ def default_cache_path() -> Path:
         return Path.home() / ".cache" / "bioxfer" / name
     except RuntimeError as error:
         raise OutputError(
-            "there is no home folder for the embedding cache; set BIOXFER_CACHE to a folder"
+            "there is no home folder for the embedding cache; set BIOXFER_CACHE to a folder, "
+            "or do without (--no-resume)"
         ) from error
 
 
@@ -249,7 +250,7 @@ class EmbeddingCache:
         except OSError as error:
             raise OutputError(
                 f"the cache folder {self.path.parent} cannot be made ({error.strerror}); "
-                "name another with BIOXFER_CACHE"
+                "name another with BIOXFER_CACHE, or do without (--no-resume)"
             ) from error
         try:
             return self._connect()
@@ -275,10 +276,10 @@ class EmbeddingCache:
         return connection
 
     def _find_inode(self) -> int:
-        """Identify the file behind the path, 0 if there is none."""
+        """Identify the file behind the path, 0 if there is none to be seen."""
         try:
             return self.path.stat().st_ino
-        except FileNotFoundError:
+        except OSError:
             return 0
 
     def _mending(self, operation: Callable[[sqlite3.Connection], T]) -> T:
@@ -320,7 +321,7 @@ class EmbeddingCache:
     def _refusal(self, error: Exception) -> OutputError:
         return OutputError(
             f"the cache {self.path} cannot be used ({error}); free or repair its folder, "
-            "or name another with BIOXFER_CACHE"
+            "name another with BIOXFER_CACHE, or do without (--no-resume)"
         )
 
 

@@ -69,6 +69,8 @@ class EmbeddedRecord:
         ``(D,)`` float32 for each pooling; None if skipped or failed.
     residues : ndarray or None
         ``(L, D)`` float32, where it was asked for.
+    sequence : str
+        The residues after cleaning, ``length`` of them.
     """
 
     record: SequenceRecord
@@ -77,6 +79,7 @@ class EmbeddedRecord:
     message: str = ""
     pooled: dict[str, Vector] | None = None
     residues: Vector | None = None
+    sequence: str = ""
 
     def vector(self, pool: str) -> Vector | None:
         """Join pooled vectors as ``"mean+max"`` says, ``(n_pools * D,)``; None if there are none."""
@@ -474,7 +477,7 @@ def _prepare(
             starts = engine.starts(used)
             shared = min(before + window - after for before, after in pairwise(starts))
             notes.append(f"windowed: {len(starts)} windows of {window}, overlap {shared}")
-        yield EmbeddedRecord(record, length, status, "; ".join(notes)), used
+        yield EmbeddedRecord(record, length, status, "; ".join(notes), sequence=clean.residues), used
 
 
 def _stream(

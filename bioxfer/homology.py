@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from bioxfer.errors import ModelError, UsageError
 
-__all__ = ["Links", "Method", "find_links", "normal_form"]
+__all__ = ["Links", "Method", "choose_method", "find_links", "normal_form"]
 
 Method: TypeAlias = Literal["auto", "mmseqs", "kmer"]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -109,7 +109,7 @@ def find_links(
     for name, value in (("identity", identity), ("coverage", coverage)):
         if not 0.0 <= value <= 1.0:
             raise UsageError(f"{name} {value} is not between 0 and 1; give a share such as 0.3")
-    search = _choose_method(method)
+    search = choose_method(method)
     if not any(map(normal_form, queries)) or not (references is None or any(map(normal_form, references))):
         return _no_links()
     if search == "mmseqs":
@@ -122,7 +122,14 @@ def _no_links() -> Links:
     return Links(nowhere, nowhere, nothing, nothing)
 
 
-def _choose_method(method: Method) -> Literal["mmseqs", "kmer"]:
+def choose_method(method: Method) -> Literal["mmseqs", "kmer"]:
+    """Say what a method is on this machine, where ``auto`` is either.
+
+    Raises
+    ------
+    UsageError
+        No such method, or ``mmseqs`` is not on PATH.
+    """
     present = shutil.which("mmseqs") is not None
     if method == "auto":
         return "mmseqs" if present else "kmer"

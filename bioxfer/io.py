@@ -101,8 +101,9 @@ def iter_sequences(
         FASTA, or CSV/TSV with columns ``id,sequence[,label][,split]``, plain or
         compressed; ``-`` is standard input.
     on_duplicate : {"error", "rename"}
-        Refuse a second record of the same id, or call it ``id_2``, ``id_3``, ...
-        (the old id stays in the description).
+        Refuse a second record of the same id, or call it ``id_2``, ``id_3``, ...; the
+        message of its row tells the old id. A later record that was called ``id_2``
+        all along is renamed in its turn.
     format : {"auto", "fasta", "csv", "tsv"}
         Tell by the content, or insist.
 
@@ -266,7 +267,7 @@ def _unique(records: Iterable[SequenceRecord], on_duplicate: OnDuplicate) -> Ite
                 number += 1
                 identifier = f"{record.id}_{number}"
             copies[record.id] = number
-            record = replace(record, id=identifier)
+            record = replace(record, id=identifier, renamed_from=record.id)
         line_of[identifier] = record.line
         yield record
 

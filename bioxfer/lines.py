@@ -36,6 +36,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _CHUNK = 1 << 16
 _HEAD = 4096  # bytes that tell what a file is
+_LONGEST_CELL = 2**31 - 1  # the most that the csv module can be told on every system
 
 
 class _Decoder(Protocol):
@@ -233,13 +234,13 @@ def read_rows(
         if count > 1 or (count == 0 and name in required):
             raise header_error(
                 f"{source}, line {header_line}: {'more than one' if count else 'no'} column {name!r} "
-                f"(columns found: {', '.join(columns) or 'none'}); rename columns or name the right one"
+                f"(columns found: {', '.join(columns) or 'none'}); rename the columns"
             )
     reader = csv.reader((decode(line) for _, line in numbered), delimiter=delimiter, strict=True)
     line = header_line + 1
     while True:
         try:
-            row = next(reader, None)
+            row = _next_row(reader)
         except csv.Error as error:
             raise FormatError(f"{source}, line {line}: {error}; is a quote left open?") from error
         if row is None:
@@ -252,3 +253,13 @@ def read_rows(
                 )
             yield line, dict(zip(columns, row, strict=True))
         line = header_line + reader.line_num + 1
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """Read a row, or None at the end, whatever the length of its cells."""
+    # The limit is one for the whole process, and its default is below the length of the longest proteins.
+    limit = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(limit)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bioxfer.backbones import Backbone, load_backbone
+from bioxfer.backbones import Backbone, list_backbones, load_backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.embedding import EmbeddedRecord, Long, as_records, embed_records
 from bioxfer.engine import BATCH_TOKENS, Vector
@@ -30,11 +30,20 @@ from bioxfer.sequences import OnInvalid, SequenceRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["list_heads", "load_head", "load_heads", "predict", "predict_rows", "write_predictions"]
+__all__ = [
+    "list_heads",
+    "load_head",
+    "load_heads",
+    "name_backbone",
+    "predict",
+    "predict_rows",
+    "write_predictions",
+]
 
 READY_HEADS = Path(__file__).parent / "weights" / "heads"
 """Heads inside the package, one ``NAME.safetensors`` each."""
 
+_STEM = ("id", "length", "status", "message")  # first columns of every table
 _ROWS_AT_ONCE = 512  # proteins that a head sees together
 
 Shape = Literal["wide", "long"]
@@ -101,6 +110,22 @@ def load_heads(
     return loaded
 
 
+def name_backbone(head: TrainedHead) -> str:
+    """Give the name under which the backbone of a head can be loaded.
+
+    Raises
+    ------
+    UnknownModelError
+        If it has no such name, since the head was trained on weights of the user's own.
+    """
+    if head.backbone not in {info.name for info in list_backbones()}:
+        raise UnknownModelError(
+            f"head {head.name!r} was trained on weights called {head.backbone!r}; "
+            "give them with --model FILE (in Python, model=FILE)"
+        )
+    return head.backbone
+
+
 def predict_rows(
     records: Iterable[SequenceRecord],
     heads: Sequence[TrainedHead],
@@ -147,9 +172,23 @@ def predict_rows(
     ------
     FingerprintError
         If a head was trained on another backbone.
+    UsageError
+        If the heads' names lead to two columns of one name.
     """
     for head in heads:
         head.check_backbone(backbone)
+    columns = (
+        [*_STEM, *(c for head in heads for c in _columns(head, probabilities))]
+        if shape == "wide"
+        else [*_STEM, "head", "rank", "label", "score"]
+    )
+    for name, count in Counter(columns).items():
+        if count > 1:
+            names = ", ".join(repr(head.name) for head in heads)
+            raise UsageError(
+                f"{count} columns would be called {name!r} with the heads {names}; "
+                "run them one at a time, or ask for the long format"
+            )
     embedded = embed_records(
         records,
         backbone,
@@ -164,11 +203,6 @@ def predict_rows(
         progress=progress,
     )
     make_rows = _wide_rows if shape == "wide" else _long_rows
-    columns = (
-        ["id", "length", "status", "message", *(c for head in heads for c in _columns(head, probabilities))]
-        if shape == "wide"
-        else ["id", "length", "status", "message", "head", "rank", "label", "score"]
-    )
 
     def rows() -> Iterator[list[object]]:
         while some := list(islice(embedded, _ROWS_AT_ONCE)):
@@ -314,7 +348,7 @@ def predict(
 
     loaded = load_heads([heads] if isinstance(heads, (str, os.PathLike)) else heads)
     read = as_records(records, on_duplicate=on_duplicate)
-    wanted = loaded[0].backbone if model is None else model
+    wanted = name_backbone(loaded[0]) if model is None else model
     fp32: Callable[[], Backbone] | None = None
     if isinstance(wanted, (str, os.PathLike)):
         load = partial(load_backbone, os.fspath(wanted), device=device, threads=threads, offline=offline)

@@ -74,6 +74,8 @@ class SequenceRecord:
     note : str
         What became of the sequence after it was read (translated, say), for the message
         of the record's row; empty if it is as it was read.
+    renamed_from : str
+        The id as read, where another record bears it; empty if `id` is as read.
 
     Examples
     --------
@@ -89,6 +91,7 @@ class SequenceRecord:
     label: str | None = None
     split: str | None = None
     note: str = ""
+    renamed_from: str = ""
 
     @property
     def place(self) -> str:
@@ -160,7 +163,8 @@ def clean_protein(
     """
     if on_invalid not in get_args(OnInvalid):
         raise UsageError(f"on_invalid is {on_invalid!r}; choose from 'x', 'error' and 'skip'")
-    notes = [record.note] if record.note else []
+    notes = [f"renamed from {record.renamed_from!r}"] if record.renamed_from else []
+    notes += [record.note] if record.note else []
     text = remove_white_space(record.sequence)
     gap = _GAP.search(text)
     if gap is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from bioxfer.cache import EmbeddingCache
 from bioxfer.clusters import cluster_sequences
 from bioxfer.embedding import Long, embed_records, resolve_layer
 from bioxfer.engine import BATCH_TOKENS
-from bioxfer.errors import LabelError, UsageError
+from bioxfer.errors import InputError, LabelError, UsageError
 from bioxfer.evaluate import audit_leakage, score_predictions
 from bioxfer.heads import TrainedHead
-from bioxfer.homology import Method
+from bioxfer.homology import Method, choose_method
 from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
-from bioxfer.sequences import OnInvalid, SequenceRecord, clean_protein
+from bioxfer.sequences import OnInvalid, SequenceRecord, translate_cds
 from bioxfer.transfer import HeadChoice, train_head
 
 __all__ = ["describe_card", "evaluate_on_records", "read_labelled", "train_on_records"]
@@ -32,6 +32,8 @@ __all__ = ["describe_card", "evaluate_on_records", "read_labelled", "train_on_re
 log = logging.getLogger("bioxfer")
 
 SplitBy = Literal["homology", "random", "column"]
+
+_CLASSES_NAMED = 10  # in a message before it says "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ def read_labelled(
     labels: str | os.PathLike[str] | None,
     *,
     on_duplicate: OnDuplicate = "error",
+    genetic_code: int | None = None,
 ) -> list[SequenceRecord]:
     """Read records with their labels, from one table or from sequences and a label file.
 
@@ -60,14 +63,25 @@ def read_labelled(
     labels : path or None
         Label file for `read_labels`.
     on_duplicate : {"error", "rename"}, optional
-        See `read_sequences`.
+        See `read_sequences`; a label file cannot tell renamed records apart.
+    genetic_code : int, optional
+        The records are coding sequences, to be translated after this table of NCBI's.
 
     Raises
     ------
     LabelError
         If no record has a label.
+    UsageError
+        If records are to be renamed and labels found by their ids, or there is no such genetic code.
     """
+    if labels is not None and on_duplicate == "rename":
+        raise UsageError(
+            "a label file tells records by their ids, so none may be renamed; "
+            "make ids unique, or put the labels into a label column of the sequences' table"
+        )
     records = read_sequences(source, on_duplicate=on_duplicate)
+    if genetic_code is not None:
+        records = [translate_cds(record, table=genetic_code) for record in records]
     if labels is not None:
         records, report = match_labels(records, read_labels(labels), source=str(labels))
         (log.warning if "without" in report else log.info)("%s", report)
@@ -141,9 +155,13 @@ def train_on_records(
     ------
     LabelError
         If labels and records do not fit, or the split column is not there.
+    InputError
+        If no record has a vector.
     """
     if split == "column":
         records = _keep_split_rows(records)
+    _check_labels(records, numbers=task == "regression")
+    finder = choose_method(cluster_by)
     number = resolve_layer(backbone, layer)
     embedded = _embed(
         records,
@@ -158,7 +176,6 @@ def train_on_records(
         fp32=fp32,
         progress=progress,
     )
-    finder = _resolve(cluster_by)
     groups = cluster_sequences(embedded.residues, identity=identity, method=finder, threads=threads)
     sides: list[str] | None = None
     if split == "column":
@@ -249,8 +266,12 @@ def evaluate_on_records(
         If the backbone is not the head's.
     LabelError
         If a label is none of the head's classes.
+    InputError
+        If no record has a vector.
     """
     head.check_backbone(backbone)
+    _check_labels(records, classes=head.labels, numbers=not head.labels)
+    finder = choose_method(cluster_by)
     targets = head.task.encode([record.label or "" for record in records])
     embedded = _embed(
         records,
@@ -266,9 +287,6 @@ def evaluate_on_records(
         progress=progress,
     )
     usable = np.isfinite(embedded.features).all(axis=1)
-    if not usable.any():
-        raise LabelError(f"none of {len(records)} labelled records has a vector to be judged by")
-    finder = _resolve(cluster_by)
     groups = cluster_sequences(embedded.residues, identity=identity, method=finder, threads=threads)[usable]
     outputs, targets = head.logits(embedded.features[usable]), targets[usable]
     scores = score_predictions(head.task.metrics, targets, head.task.predict(outputs), groups, seed=seed)
@@ -335,15 +353,31 @@ def _describe_scores(name: str, scores: dict[str, Any]) -> str:
     return f"{name:<20}" + "".join(f"{cell:>26}" for cell in cells)
 
 
-def _resolve(cluster_by: Method) -> Method:
-    """Say what ``auto`` is on this machine, as the card has to."""
-    if cluster_by != "auto":
-        return cluster_by
-    return "mmseqs" if shutil.which("mmseqs") else "kmer"
-
-
 def _decimal(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4f}"
+
+
+def _check_labels(
+    records: Sequence[SequenceRecord], *, classes: Sequence[str] = (), numbers: bool = False
+) -> None:
+    """Refuse a label that the task cannot take, while its record's place in the file is known."""
+    for record in records:
+        if not record.label:
+            raise LabelError(f"{record.place} has no label; give it one or drop it")
+        if classes and record.label not in classes:
+            known = ", ".join(classes[:_CLASSES_NAMED]) + ", ..." * (len(classes) > _CLASSES_NAMED)
+            raise LabelError(f"{record.place}: label {record.label!r} is none of the classes {known}")
+        if numbers and not _is_number(record.label):
+            raise LabelError(
+                f"{record.place}: label {record.label!r} is not a finite number; mend or drop it"
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _keep_split_rows(records: Sequence[SequenceRecord]) -> list[SequenceRecord]:
@@ -390,13 +424,12 @@ def _embed(
     vectors = [row.vector(pool) for row in rows]
     width = next((len(vector) for vector in vectors if vector is not None), 0)
     if not width:
-        raise UsageError(f"none of {len(rows)} records could be embedded; look at them with `bioxfer embed`")
+        raise InputError(f"none of {len(rows)} records could be embedded; look at them with `bioxfer embed`")
     features = np.full((len(rows), width), np.nan, dtype=np.float32)
     for place, vector in enumerate(vectors):
         if vector is not None:
             features[place] = vector
-    residues = [clean_protein(record, on_invalid=on_invalid, degap=degap).residues for record in records]
-    return _Embedded(list(records), residues, features)
+    return _Embedded(list(records), [row.sequence for row in rows], features)
 
 
 def _digest(records: Sequence[SequenceRecord]) -> str:

@@ -151,6 +151,7 @@ def train_head(
     label, names, proteins = ([column[i] for i in usable.tolist()] for column in (labels, ids, sequences))
     chosen_task = task_from_name(task, label)
     y = chosen_task.encode(label)
+    _check_classes(chosen_task, y, group)
     balance = y if chosen_task.target_kind == "i" else None
     if splits is None:
         side = homology_split(group, valid=valid, seed=seed, y=balance)

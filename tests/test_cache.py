@@ -212,6 +212,8 @@ def test_an_unusable_place_is_one_clear_error(tmp_path):
         EmbeddingCache(tmp_path / "file" / "cache.sqlite")
     with pytest.raises(OutputError, match="BIOXFER_CACHE"):
         EmbeddingCache(tmp_path)
+    with pytest.raises(OutputError, match="--no-resume"):
+        EmbeddingCache(tmp_path / ("x" * 300))  # no file system takes such a name
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -127,15 +127,27 @@ def test_every_option_and_argument_is_explained():
 
 def test_help_comes_at_once():
     code = (
-        "import time; start = time.process_time()\n"
+        "import sys, time; start = time.process_time()\n"
         "from bioxfer.cli import main\n"
         "try: main(['predict', '--help'])\n"
-        "finally: open(3, 'w').write(str(time.process_time() - start))"
+        "finally: open(int(sys.argv[1]), 'w').write(str(time.process_time() - start))"
     )
-    read, write = os.pipe()
-    os.dup2(write, 3) if write != 3 else None
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, pass_fds=[3])
-    assert float(os.read(read, 100)) < 0.5
+
+    def seconds() -> float:
+        read, write = os.pipe()
+        try:
+            subprocess.run(
+                [sys.executable, "-c", code, str(write)],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[write],
+            )
+            return float(os.read(read, 100))
+        finally:
+            os.close(read)
+            os.close(write)
+
+    assert min(seconds() for _ in range(3)) < 0.5  # a busy machine slows its processor's caches too
 
 
 def test_without_a_command_the_help_is_shown():
@@ -336,7 +348,7 @@ def test_options_for_odd_records(bench):
     assert "'J' is not an amino acid" in one_sentence(err)
     twice = bench.write("in.fasta", ">a\nMWK\n>a\nMKV\n")
     assert bench.predict(twice, "--on-duplicate", "rename").code == 0
-    assert [row["id"] for row in bench.rows()] == ["a", "a_2"]
+    assert [(row["id"], row["message"]) for row in bench.rows()] == [("a", ""), ("a_2", "renamed from 'a'")]
     assert bench.predict(bench.write("in.fasta", ">a\nM-K.V\n"), "--degap").code == 0
     assert (bench.rows()[0]["length"], bench.rows()[0]["message"]) == ("3", "2 gaps removed")
 
@@ -563,7 +575,7 @@ def test_f26_signals_end_a_run_that_goes_on_to_the_same_bytes(bench, runs, monke
             time.sleep(0.002)
         told = child.communicate()[1].splitlines()
         assert child.returncode == code
-        assert told[-1] == f"bioxfer: {word}; run the same command again to finish"
+        assert told[-1] == f"bioxfer: {word}; the same command goes on from its cache or checkpoint"
         assert set(told[:-1]) <= {"batch"}
         assert bench.out.read_text() == "from before"
         assert not [path for path in bench.folder.iterdir() if path.name.startswith(".bioxfer")]
@@ -593,6 +605,36 @@ def test_f23_a_full_disk_is_one_sentence(bench):
     code, _, err = bench.predict(bench.fasta, out="/dev/full")
     assert code == 3
     assert "No space left" in one_sentence(err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["heads list", "evaluate --help", "predict IN -o -", "embed IN -o -"])
+def test_f23_a_full_standard_output_is_one_sentence(bench, words):
+    command = [str(bench.fasta) if word == "IN" else word for word in words.split()]
+    if command[0] == "predict":
+        command += ["--head", str(bench.head)]
+    if bench.fasta in map(Path, command):
+        command += ["--model", str(bench.weights)]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bioxfer", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=PACKAGE,
+            check=False,
+        )
+    assert one_sentence(done.stderr).startswith("bioxfer: cannot write standard output: No space left")
+    assert done.returncode == 3
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_head_on_own_weights_asks_for_them(bench, command):
+    source = bench.write("new.csv", "id,sequence,label\na,MKV,oily\n")
+    words = [source, "-o", bench.out, "--head", bench.head] if command == "predict" else [bench.head, source]
+    code, _, err = run(command, *words)
+    assert code == 3
+    assert "'taste' was trained on weights called 'toy'; give them with --model FILE" in one_sentence(err)
 
 
 # Training and judging.
@@ -700,9 +742,49 @@ def test_a_label_that_the_head_does_not_know_is_refused(bench):
     assert "sour" in one_sentence(err)
 
 
+def test_what_a_command_reads_it_does_not_replace(bench):
+    made = bench.folder / "made.safetensors"
+    source, kept = labelled(bench, "id", "sequence", "label"), bench.weights.read_bytes()
+    for words in (
+        ["train", source, "--model", bench.weights, "-o", bench.weights, "--overwrite"],
+        ["pretrain", bench.fasta, "--steps", 1, "-o", made, "--checkpoint", made],
+        ["pretrain", bench.fasta, "--steps", 1, "-o", made, "--checkpoint", bench.fasta],
+    ):
+        code, _, err = run(*words)
+        assert code == 3
+        assert re.search(r"output .* is the input", one_sentence(err))
+    assert bench.weights.read_bytes() == kept
+    assert bench.fasta.read_text() == fasta(proteins(6))
+    assert not made.exists()
+
+
+@pytest.mark.usefixtures("_short_path")
+def test_train_and_evaluate_translate_too(bench):
+    codon = {"A": "GCT", "D": "GAT", "E": "GAA", "F": "TTT", "G": "GGT", "I": "ATT", "K": "AAA", "L": "CTT",
+             "M": "ATG", "N": "AAT", "Q": "CAA", "R": "CGT", "S": "TCT", "T": "ACT", "V": "GTT",
+             "W": "TGG"}  # fmt: skip
+    records = proteins(24, seed=1)
+    rows = [f"{r.id},{''.join(map(codon.get, r.sequence))}TAA,{r.label}" for r in records]
+    coding = bench.write("cds.csv", "\n".join(["id,sequence,label", *rows]) + "\n")
+    plain = bench.write("plain.csv", table(records, "id", "sequence", "label"))
+    made = {}
+    for source, options in ((coding, ["--translate", "cds"]), (plain, [])):
+        head = bench.folder / f"{source.stem}.safetensors"
+        common = ["--model", bench.weights, "--cluster-by", "kmer"]
+        code, _, err = run(
+            *("train", source, "-o", head, "--name", "taste", "--head", "nearest", *common, *options)
+        )
+        assert code == 0, err
+        card = json.loads(run("heads", "show", head, "--json").out)
+        code, out, err = run("evaluate", head, source, *common, *options)
+        assert code == 0, err
+        made[source] = (card["data"]["sha256"], card["metrics"], out)
+    assert made[coding] == made[plain]
+
+
 def test_pretrain_writes_weights_that_embed(bench):
     made = bench.folder / "own.safetensors"
-    sizes = ["--width", 64, "--layers", 1, "--steps", 2, "--batch-tokens", 256]
+    sizes = ["--width", 64, "--layers", 1, "--steps", 2, "--batch-tokens", 512]
     code, out, err = run("pretrain", bench.fasta, "-o", made, *sizes, "--valid", bench.fasta)
     assert code == 0, err
     assert b"perplexity" in out
@@ -727,6 +809,18 @@ def test_models_and_heads_are_listed(bench):
     code, out, _ = run("heads", "list")
     assert code == 0
     assert [line.split("\t")[0] for line in out.decode().splitlines()] == ["name", *list_heads()]
+
+
+def test_a_download_is_announced_and_its_place_printed(bench, monkeypatch):
+    def fetch(name, *, progress, into, **options):
+        progress(1_000_000, 30_000_000)
+        progress(30_000_000, 30_000_000)
+        return Path(into, f"{name}.pt")
+
+    monkeypatch.setattr("bioxfer.backbones.download_backbone", fetch)
+    code, out, err = run("models", "download", "esm2_t6_8M_UR50D", "--into", bench.folder)
+    assert (code, out.decode()) == (0, f"{bench.folder}/esm2_t6_8M_UR50D.pt\n")
+    assert one_sentence(err) == "bioxfer: fetching esm2_t6_8M_UR50D, 30 MB"
 
 
 def test_models_show_prints_the_card(bench):

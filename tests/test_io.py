@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import hashlib
 import io
@@ -186,6 +187,7 @@ def test_f6_rename_keeps_every_record_under_a_name_of_its_own(make):
     records = read_sequences(make(data), on_duplicate="rename")
     assert [r.id for r in records] == ["a", "a_2", "a_2_2", "a_4", "a_3", "a_5", "b"]
     assert [r.description for r in records] == ["a", "a one", "a_2", "a_4", "a", "a", "b"]
+    assert [r.renamed_from for r in records] == ["", "a", "a_2", "", "a", "a", ""]
 
 
 @settings(deadline=None)
@@ -365,6 +367,14 @@ def test_table_may_lack_labels_order_its_columns_and_use_semicolons(make):
 def test_malformed_table_is_refused_with_its_line(make, data, message):
     with pytest.raises(FormatError, match=message):
         read_sequences(make(data, "in.csv"))
+
+
+def test_a_cell_may_be_longer_than_any_protein(make):
+    limit = csv.field_size_limit()
+    sequence = "MKV" * 100_000
+    (record,) = read_sequences(make(f"id,sequence\ntitin,{sequence}\n".encode(), "in.csv"))
+    assert record.sequence == sequence
+    assert csv.field_size_limit() == limit
 
 
 def test_duplicate_ids_of_a_table_are_treated_as_those_of_a_fasta(make):

@@ -11,7 +11,7 @@ import pytest
 from toys import backbone, fasta, head, proteins, write_head, write_weights
 
 import bioxfer.prediction
-from bioxfer.backbones.compact import random_backbone
+from bioxfer.backbones.compact import load_compact, random_backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.embedding import embed
 from bioxfer.errors import FingerprintError, HeadFileError, InputError, UnknownModelError, UsageError
@@ -118,6 +118,11 @@ def test_heads_that_share_no_embedding_cannot_run_together():
         load_heads([head(), head()])
     with pytest.raises(UsageError, match="no head was given"):
         load_heads([])
+    for name in ("length", "taste_score"):
+        clash = [head(), dataclasses.replace(head(), name=name)]
+        with pytest.raises(UsageError, match=f"2 columns would be called '{name}'"):
+            predict(["MKV"], heads=clash, model=backbone())
+        assert len(predict(["MKV"], heads=clash, model=backbone(), shape="long")) == 4
     wider = dataclasses.replace(head(), name="wider", pool="max")
     assert load_heads([head(), wider]) == [head(), wider]
 
@@ -126,6 +131,11 @@ def test_f33_a_foreign_backbone_is_refused_with_both_named():
     stranger = random_backbone(seed=1)
     with pytest.raises(FingerprintError, match=f"{head().fingerprint}.*{stranger.fingerprint}"):
         predict(["MKV"], heads=[head()], model=stranger)
+
+
+def test_a_head_on_own_weights_asks_for_them():
+    with pytest.raises(UnknownModelError, match=r"'taste' was trained on weights called 'toy'.*model=FILE"):
+        predict(["MKV"], heads=[head()])
 
 
 def test_unknown_heads_are_named(tmp_path):
@@ -139,9 +149,11 @@ def test_unknown_heads_are_named(tmp_path):
 
 
 def test_every_ready_head_loads_and_says_its_name():
+    assert set(list_heads()) >= {"structure_class", "localization"}
+    compact = load_compact()
     for name in list_heads():
-        assert load_head(name).name == name
-        assert load_head(name).backbone == "compact"
+        found = load_head(name)
+        assert (found.name, found.backbone, found.fingerprint) == (name, "compact", compact.fingerprint)
 
 
 def test_records_are_read_and_rows_made_as_they_are_needed():

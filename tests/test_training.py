@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toys import backbone, fasta, head, proteins, table
 
-from bioxfer.errors import FingerprintError, LabelError, UsageError
+from bioxfer.errors import FingerprintError, InputError, LabelError, UsageError
 from bioxfer.sequences import SequenceRecord
 from bioxfer.training import describe_card, evaluate_on_records, read_labelled, train_on_records
 
@@ -68,6 +68,16 @@ def test_f40_no_label_at_all_is_an_error(tmp_path):
         read_labelled(tmp_path / "in.fasta", tmp_path / "labels.csv")
 
 
+def test_a_label_file_and_renamed_records_are_not_matched(tmp_path):
+    (tmp_path / "in.fasta").write_text(">a\nMKV\n>a\nMLL\n")
+    (tmp_path / "labels.csv").write_text("id,label\na,oily\na_2,salty\n")
+    with pytest.raises(UsageError, match="none may be renamed"):
+        read_labelled(tmp_path / "in.fasta", tmp_path / "labels.csv", on_duplicate="rename")
+    (tmp_path / "all.csv").write_text("id,sequence,label\na,MKV,x\na,MLL,y\n")
+    records = read_labelled(tmp_path / "all.csv", None, on_duplicate="rename")
+    assert [(r.id, r.label) for r in records] == [("a", "x"), ("a_2", "y")]
+
+
 # Splits.
 
 
@@ -110,6 +120,20 @@ def test_a_split_column_is_followed_to_the_letter(caplog):
 # The head and its card.
 
 
+def test_labels_and_proteins_that_cannot_be_trained_on_are_told_with_their_place():
+    records = proteins(4)
+    bad = SequenceRecord("n", "MKV", source="in.csv", line=7, label="high")
+    with pytest.raises(
+        LabelError, match=r"record 'n' \(in\.csv, line 7\): label 'high' is not a finite number"
+    ):
+        train([SequenceRecord("m", "MKV", label="0.5"), bad], task="regression")
+    with pytest.raises(LabelError, match="record 'n' has no label"):
+        train([*records, SequenceRecord("n", "MKV")])
+    kin = [SequenceRecord(f"k{n}", proteins(1)[0].sequence, label="xy"[n % 2]) for n in range(6)]
+    with pytest.raises(LabelError, match="all 6 proteins are relatives of each other"):
+        train(kin)
+
+
 def test_the_same_data_give_the_same_file(tmp_path):
     for name in ("a", "b"):
         train(proteins()).save(tmp_path / f"{name}.safetensors")
@@ -145,7 +169,7 @@ def test_a_record_without_vector_is_left_out_and_counted():
         "left_out_without_vector": 1,
     }
     assert "empty" not in trained.index.ids
-    with pytest.raises(UsageError, match="none of 2 records could be embedded"):
+    with pytest.raises(InputError, match="none of 2 records could be embedded"):
         train([SequenceRecord("a", "", label="x"), SequenceRecord("b", "*", label="y")])
 
 
@@ -209,9 +233,9 @@ def test_a_regression_is_judged_too():
 
 
 def test_labels_and_backbones_that_are_not_the_heads_are_refused(toy_backbone):
-    with pytest.raises(LabelError, match="sour"):
-        judge([SequenceRecord("a", "MKV", label="sour")])
+    with pytest.raises(LabelError, match=r"record 'a' \(new\.csv, line 2\): label 'sour' is none of"):
+        judge([SequenceRecord("a", "MKV", source="new.csv", line=2, label="sour")])
     with pytest.raises(FingerprintError):
         evaluate_on_records(head(), proteins(4), toy_backbone)
-    with pytest.raises((LabelError, UsageError), match="none of 1"):
+    with pytest.raises(InputError, match="none of 1"):
         judge([SequenceRecord("a", "", label="oily")])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bioxfer.cli.options import Offline
-from bioxfer.cli.terminal import EXIT_CODES, start_messages
+from bioxfer.cli.terminal import EXIT_CODES, show_download, start_messages
 
 __all__ = ["heads_app", "models_app"]
 
@@ -69,9 +69,16 @@ def download_model(
     from bioxfer.backbones import download_backbone
     from bioxfer.backbones.weights import PUBLISHER
 
-    typer.echo(
-        download_backbone(name, into=into, offline=offline, base_url=base_url or PUBLISHER, sha256=sha256)
-    )
+    with show_download(name) as progress:
+        place = download_backbone(
+            name,
+            into=into,
+            offline=offline,
+            base_url=base_url or PUBLISHER,
+            sha256=sha256,
+            progress=progress,
+        )
+    typer.echo(place)
 
 
 @models_app.command("verify", epilog=EXIT_CODES)

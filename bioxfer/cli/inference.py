@@ -92,10 +92,10 @@ def predict_command(
     table_format(out)
     check_output(out, inputs=[source, *given_files(head)], overwrite=overwrite)
     records = read_records(source, on_duplicate.value, translate, genetic_code)
-    from bioxfer.prediction import load_heads, write_predictions
+    from bioxfer.prediction import load_heads, name_backbone, write_predictions
 
     heads = load_heads(head or None)
-    load = backbone_loader(model or heads[0].backbone, device=device, offline=offline, threads=threads)
+    load = backbone_loader(model or name_backbone(heads[0]), device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
         statuses = write_predictions(
             records,

@@ -71,5 +71,6 @@ def open_cache(resume: bool) -> Iterator[EmbeddingCache | None]:
     from bioxfer.cache import EmbeddingCache, default_cache_path
 
     with EmbeddingCache(default_cache_path()) as cache:
-        log.debug("cache %s, %d vectors", default_cache_path(), len(cache))
+        if log.isEnabledFor(logging.DEBUG):  # counting reads the whole table
+            log.debug("cache %s, %d vectors", cache.path, len(cache))
         yield cache

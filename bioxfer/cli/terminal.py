@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ import typer
 
 from bioxfer.errors import BioxferError
 
-__all__ = ["EXIT_CODES", "report_records", "run_app", "show_progress", "start_messages"]
+__all__ = ["EXIT_CODES", "report_records", "run_app", "show_download", "show_progress", "start_messages"]
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 2 usage, 3 bad input, 4 some records failed (the output is complete all the same), "
@@ -26,7 +27,9 @@ EXIT_CODES = (
 """Last line of every command's help."""
 
 _SOME_FAILED = 4
-_GOES_ON = "run the same command again to finish"
+_GOES_ON = "the same command goes on from its cache or checkpoint"
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO}
+_UNWRITABLE = "cannot write standard output: {}; make room or choose another place"
 
 log = logging.getLogger("bioxfer")
 
@@ -64,8 +67,31 @@ def show_progress(*, quiet: bool) -> Iterator[Callable[[int], None]]:
         yield advance
     finally:
         if shown:
-            sys.stderr.write("\r\x1b[K")  # the line is cleared, the summary follows
+            _clear_line()  # the summary follows
+
+
+@contextlib.contextmanager
+def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Tell that a download begins, and, on a terminal, how far it is."""
+    begun, shown = False, 0.0
+
+    def advance(have: int, total: int | None) -> None:
+        nonlocal begun, shown
+        whole = "" if total is None else f" of {total / 1e6:.0f}"
+        now = time.monotonic()
+        if not begun:
+            begun = True
+            log.info("fetching %s%s", name, "" if total is None else f", {total / 1e6:.0f} MB")
+        elif now - shown > 0.1 and sys.stderr.isatty():  # seconds, as above
+            shown = now
+            sys.stderr.write(f"\r{have / 1e6:.0f}{whole} MB ")
             sys.stderr.flush()
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            _clear_line()
 
 
 def report_records(statuses: Counter[str], *, source: str, out: str) -> None:
@@ -99,7 +125,6 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
         # Typer's own main() would swallow signals and closed pipes before they are seen here.
         with command.make_context("bioxfer", words) as context:
             command.invoke(context)
-        _flush()
     except BioxferError as error:
         _leave(error.exit_code, str(error))
     except typer.Exit as end:
@@ -109,10 +134,10 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     except _Terminated:
         _leave(143, f"terminated; {_GOES_ON}")
     except BrokenPipeError:
-        # The reader has had enough. What is still buffered goes nowhere, quietly.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        _leave(0)
+        _leave(0)  # the reader has had enough
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            _leave(3, _UNWRITABLE.format(error.strerror))
         sentence = _usage_sentence(error)
         if sentence is None:
             raise
@@ -132,8 +157,9 @@ def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
-def _flush() -> None:
-    sys.stdout.flush()  # a full disk or a closed pipe is met here, not at the interpreter's end
+def _clear_line() -> None:
+    sys.stderr.write("\r\x1b[K")
+    sys.stderr.flush()
 
 
 def _usage_sentence(error: Exception) -> str | None:
@@ -150,6 +176,14 @@ def _usage_sentence(error: Exception) -> str | None:
 def _leave(code: int, sentence: str = "") -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):  # a second one changes nothing any more
         signal.signal(number, signal.SIG_IGN)
+    try:
+        if sys.stdout is not None:  # as it is where a daemon was started without one
+            sys.stdout.flush()  # a full disk or a closed pipe is met here, not at the interpreter's end
+    except OSError as error:
+        # What is still buffered goes nowhere, quietly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            code, sentence = 3, _UNWRITABLE.format(error.strerror)
     if sentence:
         with contextlib.suppress(OSError):
             print(f"bioxfer: {sentence}", file=sys.stderr)

@@ -15,6 +15,7 @@ from bioxfer.cli.options import (
     Degap,
     Device,
     Duplicate,
+    GeneticCode,
     HeadForm,
     HeadsModel,
     Identity,
@@ -38,6 +39,8 @@ from bioxfer.cli.options import (
     Split,
     TaskKind,
     Threads,
+    Translate,
+    TranslateOption,
     Verbose,
 )
 from bioxfer.cli.preparing import backbone_loader, default_batch_tokens, given_files, open_cache
@@ -105,6 +108,8 @@ def train_command(
     on_invalid: OnInvalidOption = Invalid.x,
     on_duplicate: OnDuplicateOption = Duplicate.error,
     degap: Degap = False,
+    translate: TranslateOption = Translate.off,
+    genetic_code: GeneticCode = 1,
     resume: Resume = True,
     overwrite: Overwrite = False,
     offline: Offline = False,
@@ -124,11 +129,16 @@ def train_command(
 
     if not out.endswith(".safetensors"):
         raise UsageError(f"a head is a .safetensors file, not {out!r}; change the suffix")
-    check_output(out, inputs=[source, *given_files([labels])], overwrite=overwrite)
+    check_output(out, inputs=[source, *given_files([labels, model])], overwrite=overwrite)
     parse_pool(pool)
     from bioxfer.training import describe_card, read_labelled, train_on_records
 
-    records = read_labelled(source, labels, on_duplicate=on_duplicate.value)
+    records = read_labelled(
+        source,
+        labels,
+        on_duplicate=on_duplicate.value,
+        genetic_code=None if translate is Translate.off else genetic_code,
+    )
     load = backbone_loader(model, device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
         trained = train_on_records(
@@ -183,6 +193,8 @@ def evaluate_command(
     on_invalid: OnInvalidOption = Invalid.x,
     on_duplicate: OnDuplicateOption = Duplicate.error,
     degap: Degap = False,
+    translate: TranslateOption = Translate.off,
+    genetic_code: GeneticCode = 1,
     resume: Resume = True,
     overwrite: Overwrite = False,
     offline: Offline = False,
@@ -192,19 +204,25 @@ def evaluate_command(
 ) -> None:
     """Score a head on labelled proteins, with 95% intervals over homology clusters.
 
-    Columns: metric, value, low, high. Proteins that the head was trained on are counted, and warned of.
+    Columns: metric, value, low, high. Proteins whose ids are among those that the head was trained on are
+    counted, and warned of.
     """
     start_messages(quiet=quiet, verbose=verbose)
     from bioxfer.output import TableWriter, check_output, table_format
 
     table_format(out)
-    check_output(out, inputs=[source, *given_files([head, labels])], overwrite=overwrite)
-    from bioxfer.prediction import load_head
+    check_output(out, inputs=[source, *given_files([head, labels, model])], overwrite=overwrite)
+    from bioxfer.prediction import load_head, name_backbone
     from bioxfer.training import evaluate_on_records, read_labelled
 
     trained = load_head(head)
-    records = read_labelled(source, labels, on_duplicate=on_duplicate.value)
-    load = backbone_loader(model or trained.backbone, device=device, offline=offline, threads=threads)
+    records = read_labelled(
+        source,
+        labels,
+        on_duplicate=on_duplicate.value,
+        genetic_code=None if translate is Translate.off else genetic_code,
+    )
+    load = backbone_loader(model or name_backbone(trained), device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
         rows = evaluate_on_records(
             trained,
@@ -284,7 +302,7 @@ def pretrain_command(
         typer.Option("--steps", min=1, metavar="N", help="Training steps, instead of --minutes."),
     ] = None,
     batch_tokens: Annotated[
-        int, typer.Option("--batch-tokens", min=64, metavar="N", help="Tokens of one step.")
+        int, typer.Option("--batch-tokens", min=512, metavar="N", help="Tokens of one step.")
     ] = 8192,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", min=0.0, metavar="RATE", help="Peak of the schedule.")
@@ -316,7 +334,9 @@ def pretrain_command(
     if not out.endswith(".safetensors"):
         raise UsageError(f"weights are a .safetensors file, not {out!r}; change the suffix")
     inputs = [*corpus, *given_files([valid]), *(source or ()), *(exclude or ())]
-    check_output(out, inputs=inputs, overwrite=overwrite)
+    check_output(out, inputs=[*inputs, *given_files([checkpoint])], overwrite=overwrite)
+    if checkpoint is not None:
+        check_output(checkpoint, inputs=inputs)
     from bioxfer.pretrain import PretrainOptions, pretrain
 
     if threads is not None:
