@@ -193,7 +193,7 @@ def test_the_embedded_backbone_uses_the_context_of_a_hidden_residue(demo):
     proteins = [record.sequence for record in read_sequences(demo)]
     shuffled = ["".join(rng.permutation(list(residues))) for residues in proteins]
     scores = [
-        masked_perplexity(model, Corpus.from_sequences(sequences * 5), mask_share=0.1)["perplexity"]
+        masked_perplexity(model, Corpus.from_sequences(sequences * 20), mask_share=0.1)["perplexity"]
         for sequences in (proteins, shuffled)
     ]
-    assert scores[0] < 0.97 * scores[1]
+    assert scores[0] < 0.98 * scores[1]
