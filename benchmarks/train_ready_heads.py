@@ -31,7 +31,7 @@ HEADS = {
         "train": ("train", "valid"),
         "test": None,
         "options": ["--split", "column", "--no-refit"],
-        "limit": "The held-out proteins also served to choose the edition of the backbone.",
+        "limit": "The held-out proteins also served to choose the edition of the backbone and the pooling.",
         "licence": "MIT (TAPE remote homology, by way of nadavbra/protein_bert)",
         "use": "SCOP class (a all-alpha, b all-beta, c alpha/beta, d alpha+beta, e multi-domain, f membrane, "
         "g small) of one protein domain.",
@@ -41,7 +41,8 @@ HEADS = {
         "train": ("train_recovered", "train_peer", "val_LA"),
         "test": "test",
         "options": ["--split", "homology"],
-        "limit": "A third of DeepLoc's original training proteins is missing from the data.",
+        "limit": "A third of DeepLoc's original training proteins is missing from the data; the val_LA part "
+        "of it also served to choose the edition of the backbone and the pooling.",
         "licence": "MIT (DeepLoc, by way of protein-localization, bio_embeddings and DeepProtein)",
         "use": "Main compartment of a eukaryotic protein, one of ten.",
     },

@@ -80,6 +80,29 @@ def test_packed_representations_equal_the_definition_at_every_layer(sequences):
             assert relative_error(representation.cls[layer], expected[0]) < 1e-5
 
 
+def test_gradients_of_packed_training_equal_those_of_the_definition():
+    model = random_backbone(width=128, seed=3)._model.train().requires_grad_(True)
+    rng = np.random.default_rng(0)
+    sequences = ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), n)) for n in (30, 30, 62, 17, 94)]
+    framed = [torch.tensor([BOS, *tokenize(s).tolist(), EOS]) for s in sequences]
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    pack = pack_tokens(framed)
+    packed = F.cross_entropy(model.lm_head(model(pack)[0]), pack.tokens, reduction="sum")
+    plain = [
+        F.cross_entropy(model.lm_head(by_the_book(model, s)[-1]), t, reduction="sum")
+        for s, t in zip(sequences, framed, strict=True)
+    ]
+    found, expected = gradients(packed), gradients(torch.stack(plain).sum())
+    assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in expected.items():
+        assert relative_error(found[name], gradient) < 1e-5, name
+
+
 def test_layers_come_in_the_order_asked_for(toy_backbone):
     both = toy_backbone.represent(["MKVLAA"], layers=[2, 0])[0].residues
     single = [toy_backbone.represent(["MKVLAA"], layers=[layer])[0].residues[0] for layer in (2, 0)]
