@@ -34,7 +34,8 @@ check: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest
 
 heads: $(VENV)/.dev
-	$(VENV)/bin/python benchmarks/train_ready_heads.py
+	test -d scratch/tables || (mkdir -p scratch && $(VENV)/bin/python benchmarks/prepare_tables.py scratch/tables)
+	$(VENV)/bin/python benchmarks/train_ready_heads.py scratch/tables --precision bf16
 
 clean:
 	rm -rf $(VENV) predictions.csv build *.egg-info

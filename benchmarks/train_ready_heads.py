@@ -1,113 +1,199 @@
-"""Train the ready heads with `bioxfer train`, and judge localization with `bioxfer evaluate` on its test set.
+"""Train the ready heads with `bioxfer train` on the tables of prepare_tables.py, and note how good they are.
 
-structure_class: TAPE's remote-homology table. Its validation part has hardly a relative in the training part;
-it also served to choose the edition of the backbone (compare_objectives.py), and there is no other test.
-localization: DeepLoc's ten compartments; whole homology clusters of the training rows are held out, and the
-DeepLoc test set is kept for the end.
+Rows of `dev`, which the backbone has not seen, choose each head's form and calibrate it; rows of `valid` are
+only judged. What simple methods reach on the same rows is baselines.py's to say.
 
-    python benchmarks/train_ready_heads.py
+    python benchmarks/train_ready_heads.py TABLES [HEAD ...] [--precision bf16]
+
+Without any HEAD, all are trained. The result file is written anew from the cards of all that are there.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
-import lzma
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from results import shared_folder, write_result
+from results import write_result
 
-from bioxfer.evaluate import composition, dipeptides
 from bioxfer.prediction import READY_HEADS, load_head
-from bioxfer.transfer import fit
 
-POOL = "mean+max+start+end"
+POOL = "mean+max+cls+start+end"
+LEAST = 30  # proteins of a subclass, in training
+OWN_TEST = "Held-out proteins are whole homology clusters of the table itself, which has no test of its own."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One head."""
+
+    table: str
+    use: str
+    licence: str
+    metric: str = "accuracy"
+    relabel: Callable[[str], str] = str
+    options: tuple[str, ...] = ("--pool", POOL)
+    limits: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def first_numbers(count: int) -> Callable[[str], str]:
+    """Cut EC numbers; a protein whose numbers differ there gets no label."""
+
+    def cut(label: str) -> str:
+        found = {".".join(number.split(".")[:count]) for number in label.split(";")}
+        return found.pop() if len(found) == 1 and "-" not in label else ""
+
+    return cut
+
+
+PEER = "MIT (PEER, by way of DeepProtein)"
+FLIP = "AFL-3 (FLIP)"
+ENZYME_LIMITS = (
+    "Trained on bacterial enzymes alone; the table holds no protein that is none. A protein that is unlike "
+    "all of them is told unknown, but not each non-enzyme is.",
+    OWN_TEST,
+)
 HEADS = {
-    "structure_class": {
-        "table": "structure_class7",
-        "train": ("train", "valid"),
-        "test": None,
-        "options": ["--split", "column", "--no-refit"],
-        "limit": "The held-out proteins also served to choose the edition of the backbone and the pooling.",
-        "licence": "MIT (TAPE remote homology, by way of nadavbra/protein_bert)",
-        "use": "SCOP class (a all-alpha, b all-beta, c alpha/beta, d alpha+beta, e multi-domain, f membrane, "
+    "structure_class": Plan(
+        table="structure_class7",
+        use="SCOP class (a all-alpha, b all-beta, c alpha/beta, d alpha+beta, e multi-domain, f membrane, "
         "g small) of one protein domain.",
-    },
-    "localization": {
-        "table": "localization10",
-        "train": ("train_recovered", "train_peer", "val_LA"),
-        "test": "test",
-        "options": ["--split", "homology"],
-        "limit": "A third of DeepLoc's original training proteins is missing from the data; the val_LA part "
-        "of it also served to choose the edition of the backbone and the pooling.",
-        "licence": "MIT (DeepLoc, by way of protein-localization, bio_embeddings and DeepProtein)",
-        "use": "Main compartment of a eukaryotic protein, one of ten.",
-    },
+        licence="MIT (TAPE remote homology, by way of nadavbra/protein_bert)",
+    ),
+    "localization": Plan(
+        table="localization10",
+        use="Main compartment of a eukaryotic protein, one of ten.",
+        licence="MIT (DeepLoc, by way of protein-localization, bio_embeddings and DeepProtein)",
+        limits=("A third of DeepLoc's original training proteins is missing from the data.",),
+    ),
+    "membrane": Plan(
+        table="membrane_binary",
+        use="Whether a eukaryotic protein is bound to a membrane or soluble.",
+        licence=PEER,
+        names={"0": "membrane", "1": "soluble"},  # as the compartments of the same proteins say
+        limits=(OWN_TEST,),
+    ),
+    "solubility": Plan(
+        table="solubility",
+        use="Whether a protein is soluble when made in Escherichia coli.",
+        licence="MIT (DeepSol, by way of PEER)",
+        names={"0": "insoluble", "1": "soluble"},
+        limits=(OWN_TEST,),
+    ),
+    "signal_peptide": Plan(
+        table="signal_peptide",
+        use="Whether a protein begins with a signal peptide.",
+        licence="as SignalP 5 data by way of nadavbra/protein_bert (MIT)",
+        metric="mcc",
+        names={"0": "none", "1": "signal"},
+        options=("--pool", POOL, "--first", "70"),
+        limits=(OWN_TEST,),
+    ),
+    "enzyme_class": Plan(
+        table="enzyme_ec",
+        use="First number of the EC classification of a bacterial enzyme.",
+        licence="CC BY 4.0 (UniProt, by way of gapseq)",
+        relabel=first_numbers(1),
+        options=("--pool", POOL, "--task", "multiclass", "--abstain", "0.25", "--families"),
+        limits=ENZYME_LIMITS,
+    ),
+    "enzyme_subclass": Plan(
+        table="enzyme_ec",
+        use="First two numbers of the EC classification of a bacterial enzyme.",
+        licence="CC BY 4.0 (UniProt, by way of gapseq)",
+        relabel=first_numbers(2),
+        options=("--pool", POOL, "--task", "multiclass", "--abstain", "0.25", "--families"),
+        limits=(*ENZYME_LIMITS, f"Subclasses of fewer than {LEAST} training proteins are not known to it."),
+    ),
+    "secondary_structure": Plan(
+        table="secondary_structure3",
+        use="Helix (H), strand (E) or coil (C) of every residue.",
+        licence="AFL-3 (NetSurfP-2, by way of FLIP)",
+        options=("--task", "residue-class", "--no-resume"),
+    ),
+    "conservation": Plan(
+        table="conservation9",
+        use="Conservation of every residue among its relatives, from 1 (variable) to 9 (conserved).",
+        licence=FLIP,
+        options=("--task", "residue-class", "--no-resume"),
+    ),
+    "melting_temperature": Plan(
+        table="meltome",
+        use="Melting temperature of a protein in its cell or lysate, in °C.",
+        licence=FLIP,
+        metric="spearman",
+        options=("--pool", POOL, "--task", "regression"),
+    ),
 }
 
 
-def read_rows(table: str) -> list[dict[str, str]]:
+def write_table(source: Path, plan: Plan, out: Path) -> None:
+    """Write the head's own labels; rows without one are left out."""
     csv.field_size_limit(10**7)
-    with lzma.open(shared_folder() / f"{table}.csv.xz", "rt", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["id", "sequence", "label", "split"], lineterminator="\n")
+    with source.open(newline="") as file:
+        rows = [row | {"label": plan.relabel(row["label"])} for row in csv.DictReader(file)]
+    counts = Counter(row["label"] for row in rows if row["split"].startswith("train"))
+    subclass = plan.relabel is HEADS["enzyme_subclass"].relabel
+    kept = [row for row in rows if row["label"] and (not subclass or counts[row["label"]] >= LEAST)]
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "sequence", "label", "split", "cluster"], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def run(*words: str) -> str:
-    """Run the command line as a user does."""
-    command = [sys.executable, "-m", "bioxfer", *words]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def score_baseline(count, train: list[dict[str, str]], test: list[dict[str, str]]) -> float:
-    """Accuracy on the test of a linear head on counts of residues; its penalty by cross-validation."""
-    labels = [row["label"] for row in train]
-    fitted = fit(count([row["sequence"] for row in train]), labels, head="linear", folds=3)
-    outputs = fitted.outputs(count([row["sequence"] for row in test]))
-    right = fitted.task.predict(outputs) == fitted.task.encode([row["label"] for row in test])
-    return float(right.mean())
+        writer.writerows(row | {"label": plan.names.get(row["label"], row["label"])} for row in kept)
 
 
 def main() -> None:
-    measured = {}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", type=Path)
+    parser.add_argument("heads", nargs="*", help="of " + ", ".join(HEADS))
+    parser.add_argument("--precision", default="fp32", help="of the backbone while it makes the vectors")
+    parser.add_argument("--cards-only", action="store_true", help="train nothing, read the cards anew")
+    options = parser.parse_args()
+    tables = options.tables
+    names = [] if options.cards_only else options.heads or list(HEADS)
     READY_HEADS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, plan in HEADS.items():
-            rows = read_rows(plan["table"])
-            kept = [row for row in rows if row["split"] in plan["train"]]
-            table = write_rows(Path(folder, f"{plan['table']}.csv"), kept)
-            out = READY_HEADS / f"{name}.safetensors"
-            shown = run(
-                "train", str(table), "-o", str(out), "--pool", POOL, "--licence", plan["licence"],
-                "--intended-use", plan["use"], "--limit", plan["limit"], "--overwrite",
-                *plan["options"], *sys.argv[1:],
-            )  # fmt: skip
-            print(shown)
-            card = load_head(out).card
-            measured[name] = {
-                key: card[key] for key in ("split", "head", "backbone", "metrics", "baselines", "calibration")
-            }
-            if plan["test"]:
-                test = write_rows(Path(folder, "test.csv"), [r for r in rows if r["split"] == plan["test"]])
-                lines = run("evaluate", str(out), str(test), *sys.argv[1:]).splitlines()
-                measured[name]["test"] = {row["metric"]: row for row in csv.DictReader(lines)}
-                tested = [row for row in rows if row["split"] == plan["test"]]
-                measured[name]["test_baselines"] = {
-                    "composition": score_baseline(composition, kept, tested),
-                    "dipeptides": score_baseline(dipeptides, kept, tested),
-                }
-                print(json.dumps([measured[name]["test"], measured[name]["test_baselines"]], indent=2))
-    write_result("ready_heads", measured)
+        for name in names:
+            plan = HEADS[name]
+            table = Path(folder, f"{plan.table}.csv")
+            write_table(tables / table.name, plan, table)
+            words = ["train", table, "-o", READY_HEADS / f"{name}.safetensors", "--split", "column"]
+            words += ["--no-refit", "--overwrite", *plan.options, "--licence", plan.licence]
+            words += ["--precision", options.precision]
+            words += ["--intended-use", plan.use, *(w for text in plan.limits for w in ("--limit", text))]
+            shown = subprocess.run(
+                [sys.executable, "-m", "bioxfer", *map(str, words)],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            ).stdout
+            print(shown, flush=True)
+    measured = {}
+    for name, plan in HEADS.items():
+        if not (READY_HEADS / f"{name}.safetensors").exists():
+            continue
+        card = load_head(READY_HEADS / f"{name}.safetensors").card
+        parts = (
+            "split",
+            "head",
+            "backbone",
+            "metrics",
+            "baselines",
+            "calibration",
+            "abstention",
+            "families",
+            "uncertainty",
+        )
+        measured[name] = {"table": plan.table, "metric": plan.metric}
+        measured[name] |= {part: card[part] for part in parts if part in card}
+    write_result("ready_heads", json.loads(json.dumps(measured)))
 
 
 if __name__ == "__main__":

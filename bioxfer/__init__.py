@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     from bioxfer.clusters import HomologyKFold, cluster_sequences
     from bioxfer.embedding import Embeddings, embed
     from bioxfer.errors import BioxferError
-    from bioxfer.estimators import SequenceClassifier, SequenceEmbedder, SequenceRegressor
+    from bioxfer.estimators import ResidueClassifier, SequenceClassifier, SequenceEmbedder, SequenceRegressor
     from bioxfer.heads import TrainedHead
     from bioxfer.io import iter_sequences, read_labels, read_sequences
     from bioxfer.prediction import list_heads, load_head, predict
+    from bioxfer.residues import ResidueHead
     from bioxfer.sequences import SequenceRecord, translate_cds
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "BioxferError": "errors",
     "Embeddings": "embedding",
     "HomologyKFold": "clusters",
+    "ResidueClassifier": "estimators",
+    "ResidueHead": "residues",
     "SequenceClassifier": "estimators",
     "SequenceEmbedder": "estimators",
     "SequenceRecord": "sequences",
@@ -53,6 +56,8 @@ __all__ = [
     "BioxferError",
     "Embeddings",
     "HomologyKFold",
+    "ResidueClassifier",
+    "ResidueHead",
     "SequenceClassifier",
     "SequenceEmbedder",
     "SequenceRecord",

@@ -7,15 +7,18 @@ A random split puts cousins on both sides and measures memory. Here the connecte
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bioxfer.errors import UsageError
-from bioxfer.homology import Method, find_links, normal_form
+from bioxfer.errors import LabelError, UsageError
+from bioxfer.homology import Method, choose_method, find_links, normal_form
 
-__all__ = ["HomologyKFold", "cluster_sequences", "homology_split", "shares_homology"]
+if TYPE_CHECKING:
+    from bioxfer.sequences import SequenceRecord
+
+__all__ = ["HomologyKFold", "cluster_records", "cluster_sequences", "homology_split", "shares_homology"]
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
@@ -70,6 +73,47 @@ def cluster_sequences(
     graph = coo_matrix((ones, (links.query, links.reference)), shape=(len(unique), len(unique)))
     _, component = connected_components(graph, directed=False)
     return _in_order_of_appearance(component[places]) if len(places) else np.zeros(0, dtype=np.int64)
+
+
+def cluster_records(
+    records: Sequence[SequenceRecord],
+    sequences: Sequence[str],
+    *,
+    identity: float = 0.3,
+    method: Method = "auto",
+    threads: int | None = None,
+) -> tuple[IntArray, str]:
+    """Group labelled records by homology, or as their table's column ``cluster`` does.
+
+    Parameters
+    ----------
+    records : sequence of SequenceRecord
+        N records.
+    sequences : sequence of str
+        Their residues after cleaning.
+    identity, method, threads
+        As in `cluster_sequences`; not asked for where the table tells.
+
+    Returns
+    -------
+    tuple of ndarray (N,) and str
+        Cluster numbers, and what made them: ``mmseqs``, ``kmer`` or ``given``.
+
+    Raises
+    ------
+    LabelError
+        Some records have a cluster and others have none.
+    UsageError
+        As in `cluster_sequences`.
+    """
+    named = [record.cluster for record in records]
+    if not any(named):
+        finder = choose_method(method)
+        return cluster_sequences(sequences, identity=identity, method=finder, threads=threads), finder
+    for record in records:
+        if not record.cluster:
+            raise LabelError(f"{record.place} has no cluster while others have; fill or drop the column")
+    return _in_order_of_appearance(np.array(named)), "given"
 
 
 def shares_homology(

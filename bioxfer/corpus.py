@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +18,9 @@ from torch import Tensor
 from bioxfer.backbones.compact import BOS, EOS, MASK, tokenize
 from bioxfer.backbones.packing import Pack, pack_tokens
 from bioxfer.errors import InputError, LabelError
+from bioxfer.residues import UNRESOLVED, look_like_residue_labels
+from bioxfer.sequences import SequenceRecord, clean_protein
+from bioxfer.tasks import Regression, task_from_name
 
 __all__ = [
     "IGNORED",
@@ -24,8 +30,12 @@ __all__ = [
     "Crop",
     "CropSampler",
     "SourceTable",
+    "count_residues",
+    "mask_all",
     "mask_and_pack",
+    "name_source",
     "read_source",
+    "read_test_proteins",
 ]
 
 log = logging.getLogger("bioxfer")
@@ -33,6 +43,7 @@ log = logging.getLogger("bioxfer")
 IGNORED = -100  # cross_entropy's default ignore_index
 QUANTUM = 32  # crops end on multiples of this, so that a batch has few groups of length
 ORDINARY = 20  # the first residues of the alphabet are the twenty amino acids; only they are asked for
+TESTING = ("test", "val", "dev")  # how splits of proteins begin that nothing may be learnt from
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,11 @@ class Corpus:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
+    @property
+    def sha256(self) -> str:
+        """Hash of all residues and of where each protein ends."""
+        return _hash(self.tokens, self.offsets)
+
     @classmethod
     def from_sequences(cls, sequences: Sequence[str]) -> Corpus:
         """Tokenise clean sequences."""
@@ -74,7 +90,6 @@ class Corpus:
     def _read_one(cls, path: Path) -> Corpus:
         from bioxfer.io import iter_sequences
         from bioxfer.lines import open_lines
-        from bioxfer.sequences import clean_protein
 
         if not path.exists():
             raise InputError(f"no such file: {path}; check the name and the folder")
@@ -88,6 +103,13 @@ class Corpus:
         return cls(tokenize(b"".join(sequences)), bounds)
 
 
+def _hash(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class SourceTable:
     """Labelled proteins for one source task.
@@ -98,51 +120,75 @@ class SourceTable:
         Name of the task.
     proteins : Corpus
         ``N`` proteins.
-    residue_targets : ndarray or None
-        ``(T,)`` int64 class of each residue, or ``-100``.
-    protein_targets : ndarray
-        ``(N, K)`` int64 classes of each protein, ``-100`` where unknown; ``K``
-        is 0 for a per-residue task and the number of levels for EC numbers.
+    kind : {"residues", "classes", "number"}
+        What a label is.
+    targets : ndarray
+        ``(T,)`` int64 class of each residue; or ``(N, K)`` int64 classes of each
+        protein, ``K`` being the number of levels with two classes or more for EC
+        numbers and 1 else; or ``(N, 1)`` float32 numbers in standard deviations
+        from their mean.
+        ``-100`` stands for an unknown class.
     classes : tuple of int
-        Number of classes of each output.
+        Number of classes of each output; a number is one output of one.
     """
 
     name: str
     proteins: Corpus
-    residue_targets: NDArray[np.int64] | None
-    protein_targets: NDArray[np.int64]
+    kind: Literal["residues", "classes", "number"]
+    targets: NDArray[Any]
     classes: tuple[int, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the proteins and of all that is said of them."""
+        return _hash(self.proteins.tokens, self.proteins.offsets, self.targets)
+
+    def targets_of(self, index: int) -> NDArray[Any]:
+        """Targets of one protein: ``(L,)`` classes of its residues, or ``(K,)`` of its own."""
+        if self.kind == "residues":
+            bounds = self.proteins.offsets[index : index + 2]
+            return self.targets[bounds[0] : bounds[1]]
+        return np.asarray(self.targets[index])
+
+
+def name_source(path: str | Path) -> str:
+    """Name a source table: its file's name up to the first dot."""
+    return Path(path).name.split(".")[0]
 
 
 def read_source(path: str | Path, *, unlike: Sequence[str] = ()) -> SourceTable:
     """Read a source table, and tell its kind from its labels.
 
-    A label as long as its sequence is a class per residue; EC numbers become
-    three outputs, the second to the fourth level; anything else is one class
-    per protein.
+    Labels as long as their cleaned sequences are a class per residue, but for ``?``,
+    ``-`` and ``_``, which say nothing; EC numbers become three outputs, the second to
+    the fourth level, each known up to the first ``-``; numbers are one to be regressed
+    on where some have a decimal point or more than 20 differ; anything else is one
+    class per protein. A class of proteins needs 10 of them, or 2 where none has 10;
+    the others are unknown.
 
     Parameters
     ----------
     path : str or Path
-        CSV or TSV with ``id,sequence,label``.
+        CSV or TSV with ``id,sequence,label``; gaps and a final ``*`` of a sequence are removed.
     unlike : sequence of str, optional
         Proteins of test sets; rows that resemble one of them are left out.
 
     Raises
     ------
     LabelError
-        If a row has no label or fewer than two classes remain.
+        If a row has no label, or one that is not as long as its sequence where the others
+        are, or if fewer than two classes remain.
     """
     from bioxfer.clusters import shares_homology
     from bioxfer.io import read_sequences
 
     path = Path(path)
-    name = path.name.split(".")[0]
-    records = [record for record in read_sequences(path) if record.sequence]
-    if any(record.label is None for record in records):
-        raise LabelError(f"{path}: the table needs the columns id, sequence and label")
-    labels = [record.label or "" for record in records]
-    sequences = [record.sequence.upper() for record in records]
+    name = name_source(path)
+    read = [(record, clean_protein(record, degap=True).residues) for record in read_sequences(path)]
+    records = [record for record, residues in read if residues]
+    sequences = [residues for _, residues in read if residues]
+    labels = _take_labels(path, records)
+    by_residues = _label_residues(records, labels, sequences)
     if len(unlike):
         keep = ~shares_homology(sequences, list(unlike))
         log.info("%s: %d of %d rows resemble a test protein and are left out", name, (~keep).sum(), len(keep))
@@ -151,19 +197,58 @@ def read_source(path: str | Path, *, unlike: Sequence[str] = ()) -> SourceTable:
     if not sequences:
         raise LabelError(f"{path}: no row is left to learn from; give a table with other proteins")
     proteins = Corpus.from_sequences(sequences)
-    if all(len(label) == len(sequence) for label, sequence in zip(labels, sequences, strict=True)):
-        letters, targets = np.unique(list("".join(labels)), return_inverse=True)
-        _check_classes(path, len(letters))
-        nothing = np.empty((len(sequences), 0), dtype=np.int64)
-        return SourceTable(name, proteins, targets.astype(np.int64), nothing, (len(letters),))
+    if by_residues:
+        letters, places = np.unique(list("".join(labels)), return_inverse=True)
+        resolved = ~np.isin(letters, list(UNRESOLVED))
+        numbers = np.where(resolved, np.cumsum(resolved) - 1, IGNORED).astype(np.int64)
+        _check_classes(path, int(resolved.sum()))
+        return SourceTable(name, proteins, "residues", numbers[places], (int(resolved.sum()),))
     if all(label.split(";")[0].count(".") == 3 for label in labels):
         levels = [label.split(";")[0].split(".") for label in labels]
-        columns = [_encode([".".join(level[:depth]) for level in levels]) for depth in (2, 3, 4)]
+        columns = [
+            _encode(["" if "-" in level[:depth] else ".".join(level[:depth]) for level in levels])
+            for depth in (2, 3, 4)
+        ]
+        # A level of one class has nothing to tell apart.
+        columns = [column for column in columns if column.max() > 0]
     else:
+        try:
+            task = task_from_name("auto", labels)
+        except LabelError as error:
+            raise LabelError(f"{path}: {error}") from error
+        if isinstance(task, Regression):
+            values = task.encode(labels).astype(np.float32)[:, None]
+            return SourceTable(name, proteins, "number", values, (1,))
         columns = [_encode(labels)]
     classes = tuple(int(column.max()) + 1 for column in columns)
-    _check_classes(path, max(classes))
-    return SourceTable(name, proteins, None, np.stack(columns, axis=1), classes)
+    _check_classes(path, max(classes, default=0))
+    return SourceTable(name, proteins, "classes", np.stack(columns, axis=1), classes)
+
+
+def _take_labels(path: Path, records: Sequence[SequenceRecord]) -> list[str]:
+    if records and all(record.label is None for record in records):
+        raise LabelError(f"{path}: the table needs the columns id, sequence and label")
+    for record in records:
+        if record.label is None:
+            raise LabelError(f"{record.place}: the label is empty; fill it in or drop the row")
+    return [record.label or "" for record in records]
+
+
+def _label_residues(
+    records: Sequence[SequenceRecord], labels: Sequence[str], sequences: Sequence[str]
+) -> bool:
+    """Tell whether labels are of residues; one of another length among them is then a mistake."""
+    lengths = [len(sequence) for sequence in sequences]
+    strange = [n for n, length in enumerate(lengths) if len(labels[n]) != length]
+    if not strange:
+        return True
+    if not look_like_residue_labels(labels, lengths):
+        return False
+    first = strange[0]
+    raise LabelError(
+        f"{records[first].place}: the label has {len(labels[first])} characters for {lengths[first]} "
+        "residues, and other labels have one for each; mend it or drop the row"
+    )
 
 
 def _check_classes(path: Path, found: int) -> None:
@@ -172,34 +257,63 @@ def _check_classes(path: Path, found: int) -> None:
 
 
 def _encode(labels: Sequence[str], *, least: int = 10) -> NDArray[np.int64]:
-    """Give numbers to the labels that occur at least `least` times, and ignore the others."""
+    """Give numbers to the labels that occur `least` times, or twice if none does; ignore empty ones too."""
     values, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
     numbers = np.full(len(values), IGNORED, dtype=np.int64)
-    frequent = np.flatnonzero(counts >= min(least, counts.max()))
+    counts[values == ""] = 0
+    frequent = np.flatnonzero(counts >= (least if counts.max() >= least else 2))
     numbers[frequent] = np.arange(len(frequent))
     return numbers[places]
 
 
+def read_test_proteins(path: str | Path) -> list[str]:
+    """Read the proteins of a test set, for `read_source` to leave out what resembles them.
+
+    Parameters
+    ----------
+    path : str or Path
+        FASTA, CSV or TSV. Of a table with splits, only rows count whose split begins with
+        ``test``, ``val`` or ``dev`` in either case, or is empty.
+
+    Raises
+    ------
+    LabelError
+        If a table has splits, and none begins so.
+    """
+    from bioxfer.io import iter_sequences
+
+    records = list(iter_sequences(path))
+    splits = sorted({record.split for record in records if record.split is not None})
+    testing = {split for split in splits if split.strip().lower().startswith(TESTING)}
+    if splits and not testing:
+        found = ", ".join(map(repr, splits[:5]))
+        raise LabelError(
+            f"{path}: no split begins with {', '.join(TESTING)} (found: {found}), so that nothing would be "
+            "excluded; rename them, or drop the column to exclude all rows"
+        )
+    chosen = [record for record in records if record.split is None or record.split in testing]
+    cleaned = (clean_protein(record, degap=True).residues for record in chosen)
+    return [residues for residues in cleaned if residues]
+
+
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A stretch of one protein, with its labels if it comes from a source table.
+    """A stretch of one protein, with its labels if source tables have any.
 
     Attributes
     ----------
     tokens : ndarray
         ``(L,)`` uint8, ``BOS`` and ``EOS`` included where the stretch reaches an end.
-    source : int
-        Number of the source table, -1 for the corpus.
-    residue_targets : ndarray or None
-        ``(L,)`` int64.
-    protein_targets : ndarray or None
-        ``(K,)`` int64.
+    labelled : bool
+        Whether it was drawn from a source table, and not from the corpus.
+    residue_targets, protein_targets : dict of int to ndarray
+        For each source that knows the protein, ``(L,)`` classes of its residues or ``(K,)`` of its own.
     """
 
     tokens: NDArray[np.uint8]
-    source: int = -1
-    residue_targets: NDArray[np.int64] | None = None
-    protein_targets: NDArray[np.int64] | None = None
+    labelled: bool = False
+    residue_targets: dict[int, NDArray[Any]] = field(default_factory=dict)
+    protein_targets: dict[int, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +329,7 @@ class Batch:
     residue_targets : dict of int to (Tensor, Tensor)
         For each source, places ``(R,)`` in the pack and their classes ``(R,)``.
     protein_targets : dict of int to (Tensor, Tensor)
-        For each source, sequences ``(P,)`` in pack order and their classes ``(P, K)``.
+        For each source, sequences ``(P,)`` in pack order and their classes or numbers ``(P, K)``.
     """
 
     pack: Pack
@@ -226,7 +340,16 @@ class Batch:
 
 
 class CropSampler:
-    """Crops from corpus and sources, each walked through in its own shuffled order."""
+    """Crops from corpus and sources, each walked through in its own shuffled order.
+
+    Whichever pool has had the fewest tokens for its share gives the next crop, so that shares hold within a
+    few steps. A source whose next protein does not fit into what is left of a batch waits for the next one,
+    and a crop of the corpus fills the gap: where a batch holds but a few proteins, the corpus gets more than
+    its share. Among the sources, shares follow the square root of their residues, times their weight: a small
+    table is not drowned, and not worn out either. Proteins of sources are seen whole up to ``long_crop``;
+    longer ones are seen from their start or up to their end, half and half. They answer for every source that
+    knows them. A protein that its table has twice answers there with the row that was drawn.
+    """
 
     def __init__(
         self,
@@ -239,28 +362,42 @@ class CropSampler:
         long_share: float,
         source_share: float,
         mask_share: float,
+        source_mask_share: float,
         seed: int,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.pools = [corpus, *(source.proteins for source in sources)]
         self.sources = sources
         self.batch_tokens = batch_tokens
         self.crop = crop
-        self.long_crop = long_crop
+        self.long_crop = min(long_crop, batch_tokens)
         self.long_share = long_share
-        self.source_share = source_share
         self.mask_share = mask_share
+        self.source_mask_share = source_mask_share
         self.seed = seed
         self.cursors = [0] * len(self.pools)
+        self.given = [0] * len(self.pools)
+        size = np.sqrt([len(source.proteins.tokens) for source in sources]) * (weights or 1.0)
+        share = source_share if sources else 0.0
+        self.shares = [1.0 - share, *(share * size / max(size.sum(), 1e-9)).tolist()]
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._known: dict[bytes, list[tuple[int, int]]] = {}
+        for number, source in enumerate(sources):
+            for index in range(len(source.proteins)):
+                self._known.setdefault(source.proteins[index].tobytes(), []).append((number, index))
 
-    def _next(self, pool: int) -> int:
+    def _peek(self, pool: int) -> int:
         epoch, place = divmod(self.cursors[pool], len(self.pools[pool]))
-        self.cursors[pool] += 1
         if (pool, epoch) not in self._orders:
             self._orders.pop((pool, epoch - 1), None)
             rng = np.random.default_rng((self.seed, pool, epoch))
             self._orders[pool, epoch] = rng.permutation(len(self.pools[pool]))
         return int(self._orders[pool, epoch][place])
+
+    def _next(self, pool: int) -> int:
+        index = self._peek(pool)
+        self.cursors[pool] += 1
+        return index
 
     def draw(self, step: int) -> list[Crop]:
         """Draw crops for one step, ``batch_tokens`` in all."""
@@ -268,12 +405,17 @@ class CropSampler:
         crops: list[Crop] = []
         room = self.batch_tokens
         while room >= QUANTUM:
-            pool = 0
-            if self.sources and rng.random() < self.source_share:
-                pool = 1 + int(rng.integers(len(self.sources)))
-            limit = self.long_crop if rng.random() < self.long_share else self.crop
+            debts = [
+                given / share if share > 0 else math.inf
+                for given, share in zip(self.given, self.shares, strict=True)
+            ]
+            pool = debts.index(min(debts))
+            if pool and room < min(len(self.pools[pool][self._peek(pool)]) + 2, self.long_crop):
+                pool = 0  # a crop of the corpus fits into any gap
+            limit = self.long_crop if pool or rng.random() < self.long_share else self.crop
             crop = self._cut(pool, self._next(pool), min(limit, room), rng)
             crops.append(crop)
+            self.given[pool] += len(crop.tokens)
             room -= len(crop.tokens)
         return crops
 
@@ -281,28 +423,37 @@ class CropSampler:
         residues = self.pools[pool][index]
         framed = np.concatenate(([BOS], residues, [EOS])).astype(np.uint8)
         size = min(len(framed), limit)
-        if size > QUANTUM:
-            size -= size % QUANTUM
-        start = int(rng.integers(len(framed) - size + 1))
+        if not pool:
+            if size > QUANTUM:
+                size -= size % QUANTUM
+            start = int(rng.integers(len(framed) - size + 1))
+            return Crop(framed[start : start + size])
+        # What is said of a protein may sit at its ends, as sorting signals do, and heads read them.
+        start = int(rng.integers(2)) * (len(framed) - size)
         window = slice(start, start + size)
-        if pool == 0:
-            return Crop(framed[window])
-        table = self.sources[pool - 1]
-        targets = None
-        if table.residue_targets is not None:
-            bounds = table.proteins.offsets[index : index + 2]
-            edge = [IGNORED]
-            targets = np.concatenate((edge, table.residue_targets[bounds[0] : bounds[1]], edge))[window]
-        return Crop(framed[window], pool - 1, targets, table.protein_targets[index])
+        crop = Crop(framed[window], labelled=True)
+        for number, place in self._known[residues.tobytes()]:
+            if number == pool - 1 and place != index:
+                continue
+            found = self.sources[number].targets_of(place)
+            if self.sources[number].kind == "residues":
+                known, found = crop.residue_targets, np.concatenate(([IGNORED], found, [IGNORED]))[window]
+            else:
+                known = crop.protein_targets
+            first = known.get(number, found)
+            known[number] = np.where(first == IGNORED, found, first)
+        return crop
 
     def batch(self, step: int) -> Batch:
         """Draw, mask and pack the crops of one step."""
         rng = np.random.default_rng((self.seed, 1 << 21, step))
-        return mask_and_pack(self.draw(step), rng, self.mask_share)
+        crops = self.draw(step)
+        shares = [self.source_mask_share if crop.labelled else self.mask_share for crop in crops]
+        return mask_and_pack(crops, rng, shares)
 
 
 def mask_and_pack(
-    crops: Sequence[Crop], rng: np.random.Generator, mask_share: float, *, shown: float = 0.2
+    crops: Sequence[Crop], rng: np.random.Generator, mask_share: Sequence[float], *, shown: float = 0.2
 ) -> Batch:
     """Hide residues of every crop and pack the crops with what is asked of them.
 
@@ -312,32 +463,30 @@ def mask_and_pack(
         At least one.
     rng : numpy.random.Generator
         Chooses what is hidden.
-    mask_share : float
-        Share of residues asked for.
+    mask_share : sequence of float
+        Share of residues asked for, of each crop.
     shown : float, optional
         Share of those that are not hidden: half is changed, half left as it is.
     """
-    masked = [_mask(crop.tokens, rng, mask_share, shown) for crop in crops]
+    masked = [_mask(crop.tokens, rng, share, shown) for crop, share in zip(crops, mask_share, strict=True)]
     pack = pack_tokens([torch.from_numpy(hidden) for hidden, _ in masked])
     asked = torch.from_numpy(np.concatenate([masked[i][1] for i in pack.order])).nonzero().squeeze(1)
     clear = torch.from_numpy(np.concatenate([crops[i].tokens for i in pack.order]).astype(np.int64))
-    residue_targets: dict[int, tuple[Tensor, Tensor]] = {}
-    protein_targets: dict[int, tuple[Tensor, Tensor]] = {}
-    for source in sorted({crop.source for crop in crops} - {-1}):
-        mine = [(place, crops[i]) for place, i in enumerate(pack.order) if crops[i].source == source]
-        if mine[0][1].residue_targets is None:
-            classes = np.stack([c.protein_targets for _, c in mine if c.protein_targets is not None])
-            protein_targets[source] = torch.tensor([place for place, _ in mine]), torch.from_numpy(classes)
-        else:
-            flat = [
-                crops[i].residue_targets
-                if crops[i].source == source
-                else np.full(len(crops[i].tokens), IGNORED)
-                for i in pack.order
-            ]
-            targets = torch.from_numpy(np.concatenate([t for t in flat if t is not None]))
-            places = (targets != IGNORED).nonzero().squeeze(1)
-            residue_targets[source] = places, targets[places]
+    packed = [crops[i] for i in pack.order]
+    starts = np.cumsum([0, *pack.lengths])
+    residue_targets = {}
+    for source in sorted({source for crop in crops for source in crop.residue_targets}):
+        mine = [(start, c.residue_targets.get(source)) for start, c in zip(starts, packed, strict=False)]
+        parts = [
+            (start + np.flatnonzero(t != IGNORED), t[t != IGNORED]) for start, t in mine if t is not None
+        ]
+        where, answers = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+        residue_targets[source] = where, answers
+    protein_targets = {}
+    for source in sorted({source for crop in crops for source in crop.protein_targets}):
+        members = [place for place, crop in enumerate(packed) if source in crop.protein_targets]
+        table = np.stack([packed[place].protein_targets[source] for place in members])
+        protein_targets[source] = torch.tensor(members), torch.from_numpy(table)
     return Batch(pack, asked, clear[asked], residue_targets, protein_targets)
 
 
@@ -352,3 +501,61 @@ def _mask(
     changed = asked & (fate < shown / 2)
     hidden[changed] = rng.integers(ORDINARY, size=int(changed.sum()))
     return hidden, asked
+
+
+def mask_all(
+    proteins: Corpus, *, limit: int, room: int = 16_384, share: float = 0.15, seed: int = 1
+) -> Iterator[tuple[list[NDArray[np.uint8]], Batch]]:
+    """Mask all proteins, shortest first, and leave nothing of what is asked for to copy.
+
+    Parameters
+    ----------
+    proteins : Corpus
+        What to mask.
+    limit : int
+        Tokens seen of each protein.
+    room : int, optional
+        Tokens of one batch.
+    share : float, optional
+        Share of residues asked for.
+    seed : int, optional
+        Of the mask; the same seed asks for the same residues.
+
+    Yields
+    ------
+    list of ndarray, Batch
+        The tokens ``(L,)`` of each protein, and the batch made of them.
+    """
+    order = np.argsort(np.diff(proteins.offsets), kind="stable")
+    framed = (np.concatenate(([BOS], proteins[i], [EOS])).astype(np.uint8)[:limit] for i in order)
+    for number, crops in enumerate(_fill(framed, room)):
+        rng = np.random.default_rng((seed, number))
+        yield crops, mask_and_pack([Crop(c) for c in crops], rng, [share] * len(crops), shown=0.0)
+
+
+def _fill(items: Iterator[NDArray[np.uint8]], room: int) -> Iterator[list[NDArray[np.uint8]]]:
+    held: list[NDArray[np.uint8]] = []
+    for item in items:
+        if held and sum(map(len, held)) + len(item) > room:
+            yield held
+            held = []
+        held.append(item)
+    if held:
+        yield held
+
+
+def count_residues(corpus: Corpus) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Count residues and pairs of them, for models that know no context.
+
+    Returns
+    -------
+    ndarray (20,), ndarray (27, 20)
+        Log frequencies of residues, and of residues after each token, with one added to each count.
+    """
+    size = EOS + 1
+    singles = np.bincount(corpus.tokens, minlength=size)[:ORDINARY] + 1.0
+    before = np.concatenate(([BOS], corpus.tokens[:-1]))
+    before[corpus.offsets[:-1][np.diff(corpus.offsets) > 0]] = BOS
+    pairs = np.bincount(before.astype(np.int64) * size + corpus.tokens, minlength=size * size)
+    doubles = pairs.reshape(size, size)[:, :ORDINARY] + 1.0
+    return np.log(singles / singles.sum()), np.log(doubles / doubles.sum(1, keepdims=True))

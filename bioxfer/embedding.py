@@ -37,7 +37,9 @@ __all__ = [
     "Embeddings",
     "as_records",
     "embed",
+    "embed_first",
     "embed_records",
+    "make_engine",
     "parse_pool",
     "resolve_layer",
 ]
@@ -200,6 +202,7 @@ def embed_records(
     layer: int | None = None,
     pools: Sequence[str] = ("mean",),
     per_residue: bool = False,
+    first: int | None = None,
     long: Long = "window",
     overlap: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
@@ -229,8 +232,11 @@ def embed_records(
         Each of `POOLS` or several joined by ``+``; the parts are returned singly.
     per_residue : bool, optional
         Whether to return the ``(L, D)`` matrices as well.
+    first : int, optional
+        Represent only that many residues of each clean sequence, from its start; all if not given.
     long : {"window", "truncate", "skip", "error"}, optional
-        What to do with proteins longer than ``backbone.window``.
+        What to do with proteins longer than ``backbone.window``; whether one is to
+        be skipped or an error goes by the whole protein, whatever ``first`` is.
     overlap : int, optional
         Residues that neighbouring windows share at least, up to half a window;
         a quarter of a window if not given.
@@ -270,6 +276,34 @@ def embed_records(
         raise UsageError(f"long is {long!r}; choose {', '.join(get_args(Long))}")
     if batch_tokens < 1 or chunk < 1:
         raise UsageError(f"batch_tokens is {batch_tokens} and chunk {chunk}; both must be 1 or more")
+    if first is not None and first < 1:
+        raise UsageError(f"first is {first} residues; choose 1 or more, or leave it out to read all")
+    engine = make_engine(
+        backbone,
+        layer=layer,
+        pools=pools,
+        per_residue=per_residue,
+        overlap=overlap,
+        batch_tokens=batch_tokens,
+        cache=cache,
+        fp32=fp32,
+    )
+    prepared = _prepare(records, engine, first=first, long=long, on_invalid=on_invalid, degap=degap)
+    return _stream(prepared, engine, chunk=chunk, progress=progress or (lambda count: None))
+
+
+def make_engine(
+    backbone: Backbone,
+    *,
+    layer: int | None = None,
+    pools: Sequence[str] = ("mean",),
+    per_residue: bool = False,
+    overlap: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    cache: EmbeddingCache | None = None,
+    fp32: Callable[[], Backbone] | None = None,
+) -> Engine:
+    """Make what turns sequences into vectors; parameters and errors as `embed_records`."""
     if not pools and not per_residue:
         raise UsageError(f"nothing is asked for; choose poolings from {', '.join(POOLS)}, or per_residue")
     if overlap is None:
@@ -279,7 +313,7 @@ def embed_records(
             f"an overlap of {overlap} does not suit windows of {backbone.window} residues; "
             f"choose 0 to {backbone.window // 2}"
         )
-    engine = Engine(
+    return Engine(
         backbone=backbone,
         layer=resolve_layer(backbone, layer),
         pools=tuple(dict.fromkeys(part for pool in pools for part in parse_pool(pool))),
@@ -289,8 +323,34 @@ def embed_records(
         cache=cache,
         fp32=fp32,
     )
-    prepared = _prepare(records, engine, long=long, on_invalid=on_invalid, degap=degap)
-    return _stream(prepared, engine, chunk=chunk, progress=progress or (lambda count: None))
+
+
+def embed_first(
+    rows: Sequence[EmbeddedRecord], engine: Engine, *, first: int, long: Long = "window"
+) -> list[EmbeddedRecord]:
+    """Represent the first residues of proteins that `embed_records` has represented otherwise.
+
+    Parameters
+    ----------
+    rows : sequence of EmbeddedRecord
+        N proteins, worked off together.
+    engine : Engine
+        What `make_engine` gave.
+    first, long
+        As in `embed_records`; ``long`` as it was for the rows.
+
+    Returns
+    -------
+    list of EmbeddedRecord
+        N, in order, without the messages of the given ones; a skipped record stays skipped.
+    """
+    most = min(first, engine.backbone.window) if long == "truncate" else first
+    again = []
+    for row in rows:
+        used = "" if row.status == "skipped" else row.sequence[:most]
+        status: Status = "ok" if used else "skipped"
+        again.append((EmbeddedRecord(row.record, row.length, status, sequence=row.sequence), used))
+    return list(_stream(again, engine, chunk=len(again) + 1, progress=lambda count: None))
 
 
 def embed(
@@ -300,6 +360,7 @@ def embed(
     layer: int | None = None,
     pool: str = "mean",
     per_residue: bool = False,
+    first: int | None = None,
     precision: str = "fp32",
     device: str = "cpu",
     threads: int | None = None,
@@ -327,6 +388,8 @@ def embed(
         (means over the first and the last 32 residues), or several joined by ``+``.
     per_residue : bool, optional
         Whether to keep the ``(L, D)`` matrices as well.
+    first : int, optional
+        Represent only that many residues of each protein, from its start.
     precision, device, threads, offline
         How to load a backbone that is given by name or path, see `load_backbone`.
     batch_tokens : int, optional
@@ -375,6 +438,7 @@ def embed(
                 layer=layer,
                 pools=(pool,),
                 per_residue=per_residue,
+                first=first,
                 long=long,
                 batch_tokens=batch_tokens,
                 on_invalid=on_invalid,
@@ -438,6 +502,7 @@ def _prepare(
     records: Iterable[SequenceRecord],
     engine: Engine,
     *,
+    first: int | None,
     long: Long,
     on_invalid: OnInvalid,
     degap: bool,
@@ -469,10 +534,12 @@ def _prepare(
         elif length > window and long == "skip":
             status, used = "skipped", ""
             notes.append(f"skipped: {length} residues exceed the window of {window}")
-        elif length > window and long == "truncate":
+        else:
+            used = used[:first]
+        if len(used) > window and long == "truncate":
             status, used = "truncated", used[:window]
             notes.append(f"truncated: the first {window} of {length} residues are represented")
-        elif length > window:
+        elif len(used) > window:
             status = "windowed"
             starts = engine.starts(used)
             shared = min(before + window - after for before, after in pairwise(starts))

@@ -7,10 +7,9 @@ work on them; ``X`` is a list of sequences or of `SequenceRecord`. Pass `bioxfer
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +17,26 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from bioxfer.clusters import cluster_sequences
-from bioxfer.errors import InputError, UsageError
+from bioxfer.errors import LabelError, UsageError
+from bioxfer.estimator_data import (
+    Proteins,
+    cleaned_texts_of,
+    describe_fit,
+    embed_proteins,
+    label_proteins,
+    texts_of,
+)
 from bioxfer.heads import TrainedHead
-from bioxfer.sequences import SequenceRecord
+from bioxfer.residue_fitting import check_form, fit_residues, gather_residues
+from bioxfer.residue_training import check_sides, cut_dev, encode_labels
+from bioxfer.residues import ResidueHead
 from bioxfer.tasks import Regression
-from bioxfer.transfer import Fitted, HeadChoice, fit
+from bioxfer.transfer import HeadChoice, fit
 
 if TYPE_CHECKING:
     from bioxfer.backbones import Backbone
-    from bioxfer.embedding import Embeddings
 
-__all__ = ["SequenceClassifier", "SequenceEmbedder", "SequenceRegressor"]
-
-Proteins: TypeAlias = Sequence[str] | Sequence[SequenceRecord] | npt.NDArray[Any]
+__all__ = ["ResidueClassifier", "SequenceClassifier", "SequenceEmbedder", "SequenceRegressor"]
 
 
 class SequenceEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -44,6 +50,8 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Layer to read; the last if not given.
     pool : str
         How residues are pooled, such as ``"mean"`` or ``"mean+max"``.
+    first : int, optional
+        Read only that many residues of each protein, from its start.
     precision, device, threads, cache
         As in `bioxfer.embedding.embed`.
 
@@ -61,6 +69,7 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         *,
         layer: int | None = None,
         pool: str = "mean",
+        first: int | None = None,
         precision: str = "fp32",
         device: str = "cpu",
         threads: int | None = None,
@@ -69,6 +78,7 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.model = model
         self.layer = layer
         self.pool = pool
+        self.first = first
         self.precision = precision
         self.device = device
         self.threads = threads
@@ -96,7 +106,7 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         InputError
             A protein has no vector (an empty sequence, say), which scikit-learn could not carry.
         """
-        return _embed(self, X).vectors
+        return embed_proteins(self, X, pool=self.pool, first=self.first).vectors
 
     def __sklearn_is_fitted__(self) -> bool:
         """Say that no fit is needed."""
@@ -116,6 +126,7 @@ class _SequencePredictor(BaseEstimator):  # type: ignore[misc]
         head: HeadChoice = "linear",
         layer: int | None = None,
         pool: str = "mean",
+        first: int | None = None,
         identity: float | None = 0.3,
         folds: int = 5,
         name: str = "label",
@@ -129,6 +140,7 @@ class _SequencePredictor(BaseEstimator):  # type: ignore[misc]
         self.head = head
         self.layer = layer
         self.pool = pool
+        self.first = first
         self.identity = identity
         self.folds = folds
         self.name = name
@@ -139,9 +151,9 @@ class _SequencePredictor(BaseEstimator):  # type: ignore[misc]
         self.cache = cache
 
     def _fit(self, X: Proteins, y: npt.ArrayLike, groups: npt.ArrayLike | None) -> None:
-        embedded = _embed(self, X)
+        embedded = embed_proteins(self, X, pool=self.pool, first=self.first)
         if groups is None and self.identity is not None:
-            groups = cluster_sequences(_texts(X), identity=self.identity, threads=self.threads)
+            groups = cluster_sequences(texts_of(X), identity=self.identity, threads=self.threads)
         fitted = fit(
             embedded.vectors,
             [str(label) for label in np.asarray(y).tolist()],
@@ -163,58 +175,23 @@ class _SequencePredictor(BaseEstimator):  # type: ignore[misc]
             tensors=fitted.tensors,
             temperature=fitted.temperature,
             index=fitted.index,
-            card=self._card(X, y, embedded, fitted),
+            card=describe_fit(
+                self, fitted.task.name, X, np.asarray(y).tolist(), embedded, fitted, first=self.first
+            ),
+            first=self.first,
         )
         self.n_features_in_ = embedded.vectors.shape[1]
 
-    def _card(self, X: Proteins, y: npt.ArrayLike, embedded: Embeddings, fitted: Fitted) -> dict[str, Any]:
-        """Say what is known of a head that was fitted without a held-out part: no metrics."""
-        digest = hashlib.sha256()
-        for text in (*_texts(X), *map(str, np.asarray(y).tolist())):
-            data = text.encode("utf-8", "surrogateescape")
-            digest.update(len(data).to_bytes(8, "little") + data)
-        return {
-            "name": self.name,
-            "task": fitted.task.name,
-            "intended_use": "not stated",
-            "limits": ["Fitted without held-out proteins: nothing is known of how good it is."],
-            "data": {
-                "source": "given in Python",
-                "sha256": digest.hexdigest(),
-                "licence": "not stated",
-                "proteins": len(embedded),
-            },
-            "split": {
-                "how": "nothing was held out",
-                "train": len(embedded),
-                "valid": 0,
-                "valid_clusters": 0,
-                "valid_with_relatives_in_train": 0,
-            },
-            "head": {"kind": fitted.kind, "setting": fitted.setting, "candidates": fitted.candidates},
-            "backbone": {
-                "name": embedded.model,
-                "fingerprint": embedded.fingerprint,
-                "layer": embedded.layer,
-                "pool": embedded.pool,
-            },
-            "metrics": {},
-            "baselines": {},
-            "calibration": {"temperature": fitted.temperature, "ece_before": None, "ece_after": None},
-            "intervals": "none, as nothing was held out",
-            "seed": self.seed,
-        }
-
     def _features(self, X: Proteins) -> npt.NDArray[np.float32]:
         check_is_fitted(self, "head_")
-        embedded = _embed(self, X)
-        given = (embedded.fingerprint, embedded.layer, embedded.pool)
-        fitted = (self.head_.fingerprint, self.head_.layer, self.head_.pool)
+        embedded = embed_proteins(self, X, pool=self.pool, first=self.first)
+        head = self.head_
+        given = (embedded.fingerprint, embedded.layer, embedded.pool, self.first)
+        fitted = (head.fingerprint, head.layer, head.pool, head.first)
         if given != fitted:
             raise UsageError(
-                f"model {embedded.model} ({embedded.fingerprint}), layer {embedded.layer}, {embedded.pool} "
-                f"is not {self.head_.backbone} ({self.head_.fingerprint}), layer {self.head_.layer}, "
-                f"{self.head_.pool}, which this estimator was fitted on; set it back or fit again"
+                f"model {_tell(embedded.model, *given)} is not {_tell(head.backbone, *fitted)}, which this "
+                "estimator was fitted on; set it back or fit again"
             )
         return embedded.vectors
 
@@ -237,12 +214,14 @@ class SequenceClassifier(ClassifierMixin, _SequencePredictor):  # type: ignore[m
     ----------
     model : str or Backbone
         Backbone, as in `bioxfer.embedding.embed`.
-    head : {"linear", "mlp", "nearest", "auto"}
+    head : {"linear", "mlp", "nearest", "blend", "auto"}
         Form of the head.
     layer : int, optional
         Layer to read; the last if not given.
     pool : str
         How residues are pooled, such as ``"mean"`` or ``"mean+max"``.
+    first : int, optional
+        Read only that many residues of each protein, from its start; relatives are found by whole proteins.
     identity : float, optional
         `fit` chooses regularisation on held-out homology clusters at this identity; None takes every
         protein for unrelated to the others.
@@ -301,12 +280,20 @@ class SequenceClassifier(ClassifierMixin, _SequencePredictor):  # type: ignore[m
         return self
 
     def predict_proba(self, X: Proteins) -> npt.NDArray[np.float64]:
-        """Return calibrated probabilities ``(N, C)``, columns in the order of ``classes_``."""
+        """Return calibrated probabilities ``(N, C)``, columns in the order of ``classes_``.
+
+        Those of a loaded head that abstains are the same as those of one that does not.
+        """
         features = self._features(X)  # says so if there was no fit
-        return np.asarray(self.head_.predict_proba(features)[:, self.order_])
+        read = None if self.head_.families is None else cleaned_texts_of(X)
+        return np.asarray(self.head_.predict_proba(features, read)[:, self.order_])
 
     def predict(self, X: Proteins) -> npt.NDArray[Any]:
-        """Return the likeliest class ``(N,)`` of each protein."""
+        """Return the likeliest class ``(N,)`` of each protein.
+
+        A loaded head that abstains never says ``unknown`` here, which is none of ``classes_``; ask
+        ``head_.refused``, or `bioxfer.prediction.predict`.
+        """
         likeliest = self.predict_proba(X).argmax(axis=1)
         return np.asarray(self.classes_[likeliest])
 
@@ -323,7 +310,14 @@ class SequenceClassifier(ClassifierMixin, _SequencePredictor):  # type: ignore[m
         """
         head = TrainedHead.load(path)
         _check_task(head, cls._task)
-        self = cls(model or head.backbone, head=head.kind, layer=head.layer, pool=head.pool, name=head.name)
+        self = cls(
+            model or head.backbone,
+            head=head.kind,
+            layer=head.layer,
+            pool=head.pool,
+            first=head.first,
+            name=head.name,
+        )
         self.head_, self.n_features_in_ = head, head.n_features
         self.classes_, self.order_ = np.array(head.labels), np.arange(len(head.labels))
         return self
@@ -360,44 +354,188 @@ class SequenceRegressor(RegressorMixin, _SequencePredictor):  # type: ignore[mis
         """Read a saved head, as `SequenceClassifier.load`."""
         head = TrainedHead.load(path)
         _check_task(head, cls._task)
-        self = cls(model or head.backbone, head=head.kind, layer=head.layer, pool=head.pool, name=head.name)
+        self = cls(
+            model or head.backbone,
+            head=head.kind,
+            layer=head.layer,
+            pool=head.pool,
+            first=head.first,
+            name=head.name,
+        )
         self.head_, self.n_features_in_ = head, head.n_features
         return self
 
 
-def _embed(estimator: SequenceEmbedder | _SequencePredictor, X: Proteins) -> Embeddings:
-    """Embed every protein, or name the first that cannot be."""
-    from bioxfer.embedding import embed
+class ResidueClassifier(BaseEstimator):  # type: ignore[misc]
+    """Label every residue of proteins from their sequences.
 
-    if isinstance(X, str):
-        raise UsageError(
-            "X is one string; give a list of sequences, or read a file with read_sequences first"
+    Parameters
+    ----------
+    model : str or Backbone
+        Backbone, as in `bioxfer.embedding.embed`.
+    head : {"auto", "linear", "conv"}
+        Form of the head; ``auto`` takes the one with the least loss on proteins set apart.
+    layer : int, optional
+        Layer to read; the last if not given.
+    identity : float, optional
+        `fit` sets whole homology clusters apart at this identity; None takes every protein for unrelated to
+        the others.
+    name : str
+        Name of the head when saved.
+    seed : int
+        Of the choice of those proteins, weights and order.
+    precision, device, threads, cache
+        As in `bioxfer.embedding.embed`.
+
+    Attributes
+    ----------
+    classes_ : ndarray (C,)
+        Class characters, sorted.
+    head_ : ResidueHead
+        The fitted head.
+
+    Examples
+    --------
+    >>> from bioxfer import ResidueClassifier
+    >>> proteins = ["MKTAYIAKQRQI", "MKKTAIAIAVAL", "GGSWWPPEEDGG", "PPGSWWEEDDGS"]
+    >>> labels = ["".join("oi"[letter in "AILMVWY"] for letter in protein) for protein in proteins]
+    >>> classifier = ResidueClassifier(identity=None, head="linear").fit(proteins, labels)
+    >>> [len(label) for label in classifier.predict(proteins)]
+    [12, 12, 12, 12]
+    """
+
+    head_: ResidueHead
+
+    def __init__(
+        self,
+        model: str | Backbone = "compact",
+        *,
+        head: Literal["auto", "linear", "conv"] = "auto",
+        layer: int | None = None,
+        identity: float | None = 0.3,
+        name: str = "label",
+        seed: int = 0,
+        precision: str = "fp32",
+        device: str = "cpu",
+        threads: int | None = None,
+        cache: str | None = None,
+    ) -> None:
+        self.model = model
+        self.head = head
+        self.layer = layer
+        self.identity = identity
+        self.name = name
+        self.seed = seed
+        self.precision = precision
+        self.device = device
+        self.threads = threads
+        self.cache = cache
+
+    def fit(self, X: Proteins, y: Sequence[str], groups: npt.ArrayLike | None = None) -> ResidueClassifier:
+        """Embed the sequences and fit the head.
+
+        Parameters
+        ----------
+        X : sequence of str or SequenceRecord
+            N proteins.
+        y : sequence of str
+            N labels, each as long as its protein; ``?``, ``-`` and ``_`` are unresolved residues.
+        groups : array-like (N,), optional
+            Homology clusters; computed at ``identity`` if not given.
+
+        Raises
+        ------
+        InputError, LabelError, UsageError
+            As in `SequenceEmbedder.transform`, `bioxfer.residue_training.encode_labels` and
+            `bioxfer.residue_training.check_sides`, for the proteins that are learnt from and those set apart.
+        """
+        check_form(self.head)
+        records = label_proteins(X, y)
+        task, codes = encode_labels(records)
+        embedded = embed_proteins(self, X, per_residue=True)
+        rows = zip(embedded.ids, texts_of(X), embedded.residues or [], strict=True)
+        data, _ = gather_residues(rows, codes, width=embedded.vectors.shape[1])
+        if groups is None and self.identity is not None:
+            groups = cluster_sequences(texts_of(X), identity=self.identity, threads=self.threads)
+        every = np.arange(len(data))
+        train, dev = cut_dev(every if groups is None else np.asarray(groups), every, seed=self.seed)
+        check_sides(task, data, {"training": train, "dev": dev})
+        fitted = fit_residues(data, task, head=self.head, train=train, dev=dev, seed=self.seed)
+        tensors, index = fitted.refit(data, task, every, seed=self.seed)
+        self.head_ = ResidueHead(
+            name=self.name,
+            task=task,
+            kind=fitted.kind,
+            layer=embedded.layer,
+            backbone=embedded.model,
+            fingerprint=embedded.fingerprint,
+            tensors=tensors,
+            temperature=fitted.temperature,
+            index=index,
+            card=describe_fit(self, task.name, X, y, embedded, fitted),
         )
-    embedded = embed(
-        list(X),
-        model=estimator.model,
-        layer=estimator.layer,
-        pool=estimator.pool,
-        precision=estimator.precision,
-        device=estimator.device,
-        threads=estimator.threads,
-        cache=estimator.cache,
-    )
-    missing = np.flatnonzero(~np.isfinite(embedded.vectors).all(axis=1))
-    if len(missing):
-        first = int(missing[0])
-        reason = embedded.messages[first] or embedded.statuses[first]
-        raise InputError(
-            f"{len(missing)} of {len(embedded.ids)} proteins have no vector, first {embedded.ids[first]!r} "
-            f"({reason}); drop them before scikit-learn sees them"
-        )
-    return embedded
+        self.classes_ = np.array(task.classes)
+        self.n_features_in_ = self.head_.n_features
+        return self
 
+    def predict_proba(self, X: Proteins) -> list[npt.NDArray[np.float64]]:
+        """Return calibrated probabilities ``(L, C)`` of each protein, columns as ``classes_``."""
+        check_is_fitted(self, "head_")
+        embedded = embed_proteins(self, X, per_residue=True)
+        given, fitted = (embedded.fingerprint, embedded.layer), (self.head_.fingerprint, self.head_.layer)
+        if given != fitted:
+            raise UsageError(
+                f"model {embedded.model} ({embedded.fingerprint}), layer {embedded.layer} is not "
+                f"{self.head_.backbone} ({self.head_.fingerprint}), layer {self.head_.layer}, which this "
+                "estimator was fitted on; set it back or fit again"
+            )
+        return [self.head_.predict_proba(each) for each in embedded.residues or [] if each is not None]
 
-def _texts(X: Proteins) -> list[str]:
-    return [x.sequence if isinstance(x, SequenceRecord) else str(x) for x in X]
+    def predict(self, X: Proteins) -> list[str]:
+        """Return one label for each protein, as long as the protein."""
+        return [self.head_.task.decode(chances.argmax(axis=1)) for chances in self.predict_proba(X)]
+
+    def score(self, X: Proteins, y: Sequence[str]) -> float:
+        """Return the share of resolved residues whose label is predicted."""
+        chances = self.predict_proba(X)
+        _, codes = encode_labels(label_proteins(X, y), self.head_.task)
+        said, true = np.concatenate([c.argmax(axis=1) for c in chances]), np.concatenate(codes)
+        if not (true >= 0).any():
+            raise LabelError("no residue has a resolved label; there is nothing to score")
+        return float((said == true)[true >= 0].mean())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted head to a safetensors file that ``bioxfer predict --head`` reads.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        check_is_fitted(self, "head_")
+        self.head_.save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, model: str | Backbone | None = None) -> ResidueClassifier:
+        """Read a saved head; ``model`` is needed where its backbone has no name of its own.
+
+        Raises
+        ------
+        HeadFileError, InputError
+            As in `ResidueHead.load`.
+        """
+        head = ResidueHead.load(path)
+        self = cls(model or head.backbone, head=head.kind, layer=head.layer, name=head.name)
+        self.head_, self.n_features_in_ = head, head.n_features
+        self.classes_ = np.array(head.classes)
+        return self
 
 
 def _check_task(head: TrainedHead, task: str) -> None:
     if head.task.name != task:
         raise UsageError(f"head {head.name!r} is a {head.task.name} head, not a {task} head; load it as one")
+
+
+def _tell(model: str, fingerprint: str, layer: int, pool: str, first: int | None) -> str:
+    part = "" if first is None else f", first {first} residues"
+    return f"{model} ({fingerprint}), layer {layer}, {pool}{part}"

@@ -28,6 +28,7 @@ __all__ = [
     "log_loss",
     "log_softmax",
     "regression_metrics",
+    "score_answers",
     "score_gain",
     "score_predictions",
 ]
@@ -201,6 +202,49 @@ def score_gain(
     true, both = np.asarray(y), np.stack([np.asarray(p), np.asarray(baseline)], axis=1)
     drawn = _draw(difference, true, both, groups, n, seed)
     return {"metric": name, "value": float(difference(true, both)[0]), "ci95": _ends(drawn[:, 0])}
+
+
+def score_answers(
+    y: npt.ArrayLike,
+    p: npt.ArrayLike,
+    answered: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Score a classifier that may leave a question unanswered.
+
+    Parameters
+    ----------
+    y, p : array-like (N,)
+        True and predicted class numbers.
+    answered : array-like (N,) of bool
+        Whether the prediction was given.
+    groups, n, seed
+        As in `cluster_bootstrap`.
+
+    Returns
+    -------
+    dict
+        ``answered``, the share of rows that were, and ``accuracy_answered``, the share of those that are
+        right, each with ``value`` and ``ci95`` as from `score_predictions`. Where nothing was answered there
+        is no accuracy: its ``value`` and ``ci95`` are None. Draws without any answer do not count for it.
+    """
+
+    def shares(right: npt.NDArray[Any], given: npt.NDArray[Any]) -> FloatArray:
+        return np.array([given.mean(), right[given].mean() if given.any() else np.nan])
+
+    right, given = np.asarray(y) == np.asarray(p), np.asarray(answered, dtype=bool)
+    drawn = _draw(shares, right, given, groups, n, seed)
+    share, accuracy = shares(right, given).tolist()
+    some = drawn[np.isfinite(drawn[:, 1]), 1]
+    ends = _ends(some) if len(some) else None
+    none = {"value": None, "ci95": None}
+    return {
+        "answered": {"value": share, "ci95": _ends(drawn[:, 0])},
+        "accuracy_answered": {"value": accuracy, "ci95": ends} if given.any() else none,
+    }
 
 
 def expected_calibration_error(probabilities: npt.ArrayLike, y: npt.ArrayLike, *, bins: int = 15) -> float:

@@ -6,124 +6,63 @@ numbers and text, never code; every byte of it is covered by a sha256 that is ch
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bioxfer.errors import FingerprintError, HeadFileError, InputError
-from bioxfer.output import publish
+from bioxfer.errors import FingerprintError, HeadFileError, UsageError
+from bioxfer.families import FamilyMemory
+from bioxfer.headfile import (
+    DamageError,
+    Tensors,
+    check_number,
+    check_tensors,
+    load_head_file,
+    parse_parts,
+    read_header,
+    save_head_file,
+)
+from bioxfer.neighbours import Neighbour, NeighbourIndex, unit_rows
 from bioxfer.tasks import Decision, Task, task_from_dict
 
 if TYPE_CHECKING:
     from bioxfer.backbones import Backbone
 
-__all__ = ["HeadKind", "Neighbour", "NeighbourIndex", "TrainedHead", "forward", "run_mlp", "unit_rows"]
+__all__ = [
+    "HeadKind",
+    "Neighbour",
+    "NeighbourIndex",
+    "TrainedHead",
+    "confidence",
+    "forward",
+    "run_mlp",
+    "unit_rows",
+]
 
-HeadKind: TypeAlias = Literal["linear", "mlp", "nearest"]
-Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
+HeadKind: TypeAlias = Literal["linear", "mlp", "nearest", "blend"]
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
-_FORMAT = 1
-_METADATA_KEY = "bioxfer"
-_HEADER_LIMIT = 8 * 2**20  # bytes; a card of a thousand classes needs about 100 kB
-_ROWS_AT_ONCE = 1024  # queries against all training vectors: 50 MB of similarities for 12,000
-_SHAPES: dict[HeadKind, dict[str, tuple[str, ...]]] = {
-    "linear": {"weight": ("C", "F"), "bias": ("C",)},
-    "mlp": {
-        "weight_in": ("H", "F"),
-        "bias_in": ("H",),
-        "weight_out": ("C", "H"),
-        "bias_out": ("C",),
-    },
-    "nearest": {"neighbours": (), "sharpness": ()},
+_LINEAR = {"weight": ("C", "F"), "bias": ("C",)}
+_MLP = {
+    "weight_in": ("E", "H", "F"),
+    "bias_in": ("E", "H"),
+    "weight_out": ("E", "C", "H"),
+    "bias_out": ("E", "C"),
 }
-
-
-class Neighbour(NamedTuple):
-    """The training protein that a protein resembles most.
-
-    Attributes
-    ----------
-    id : str
-        Its id in the training data; empty where the query had no vector.
-    label : str
-        Its label.
-    similarity : float
-        Cosine in the index's space, -1 to 1; NaN where the query had no vector.
-    """
-
-    id: str
-    label: str
-    similarity: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NeighbourIndex:
-    """Training proteins to look up relatives of a query in.
-
-    Vectors are standardised, projected on their first d principal components and scaled to length 1, so that
-    no single large dimension of the backbone decides what is similar.
-
-    Attributes
-    ----------
-    ids : tuple of str
-        M training ids.
-    targets : ndarray (M,)
-        Encoded labels.
-    vectors : ndarray (M, d)
-        Unit vectors, float16.
-    projection, offset : ndarray (d, F), (d,)
-        ``features @ projection.T + offset`` is the space of the vectors before scaling.
-    far : float
-        Similarity below which a query is called far.
-    """
-
-    ids: tuple[str, ...]
-    targets: npt.NDArray[Any]
-    vectors: npt.NDArray[np.float16]
-    projection: Vectors
-    offset: Vectors
-    far: float
-
-    def search(self, features: Vectors, k: int = 1) -> tuple[npt.NDArray[np.int64], Vectors]:
-        """Find the k most similar training proteins.
-
-        Parameters
-        ----------
-        features : ndarray (N, F)
-            Vectors as the backbone made them.
-        k : int
-            Neighbours per query, at most M.
-
-        Returns
-        -------
-        tuple of ndarray
-            Places ``(N, k)`` in the index and cosines ``(N, k)``, most similar first, equals by place. A row
-            with NaN finds nothing: its cosines are NaN.
-        """
-        k = min(k, len(self.ids))
-        known = self.vectors.astype(np.float32)
-        places = np.zeros((len(features), k), dtype=np.int64)
-        cosines = np.full((len(features), k), np.nan, dtype=np.float32)
-        query = unit_rows(features @ self.projection.T + self.offset)
-        usable = np.flatnonzero(np.isfinite(query).all(axis=1))
-        for start in range(0, len(usable), _ROWS_AT_ONCE):
-            rows = usable[start : start + _ROWS_AT_ONCE]
-            # rounded, so that the last bits of a matrix product decide no tie between copies
-            similarity = np.round(query[rows] @ known.T, 5)
-            found = _largest(similarity, k)
-            places[rows] = found
-            cosines[rows] = np.clip(np.take_along_axis(similarity, found, axis=1), -1.0, 1.0)
-        return places, cosines
+_NEAREST: dict[str, tuple[str, ...]] = {"neighbours": (), "sharpness": ()}
+_BLEND = _NEAREST | {"share": (), "network_temperature": ()}
+_KINDS: dict[HeadKind, tuple[dict[str, tuple[str, ...]], ...]] = {
+    "linear": (_LINEAR,),
+    "mlp": (_MLP,),
+    "nearest": (_NEAREST,),
+    "blend": (_LINEAR | _BLEND, _MLP | _BLEND),
+}
+"""Names and shapes of each kind's tensors; a blend holds one network or the other."""
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +75,7 @@ class TrainedHead:
         Stem of the output's column names.
     task : Multiclass or Regression
         What it predicts.
-    kind : {"linear", "mlp", "nearest"}
+    kind : {"linear", "mlp", "nearest", "blend"}
         Its form.
     pool : str
         How residues were pooled, such as ``"mean+max"``.
@@ -152,6 +91,12 @@ class TrainedHead:
         Its training proteins.
     card : dict
         Data, split, metrics, baselines, limits: see `bioxfer.transfer.train_head`.
+    threshold : float
+        `confidence` below which the head says ``unknown``; 0 answers every protein.
+    first : int, optional
+        The head reads that many residues of each protein, from its start; the whole protein if not given.
+    families : FamilyMemory, optional
+        What the words of a protein say about its label; its evidence is added to the logits.
     """
 
     name: str
@@ -165,11 +110,15 @@ class TrainedHead:
     temperature: float
     index: NeighbourIndex
     card: dict[str, Any] = field(default_factory=dict)
+    threshold: float = 0.0
+    first: int | None = None
+    families: FamilyMemory | None = None
 
     def __repr__(self) -> str:
+        part = "" if self.first is None else f", first {self.first} residues"
         return (
             f"<TrainedHead {self.name}: {self.task.name}, {self.kind} on {self.backbone} "
-            f"layer {self.layer} {self.pool}, {len(self.index.ids)} training proteins>"
+            f"layer {self.layer} {self.pool}{part}, {len(self.index.ids)} training proteins>"
         )
 
     @property
@@ -182,13 +131,16 @@ class TrainedHead:
         """Width F of the vectors it reads."""
         return int(self.index.projection.shape[1])
 
-    def logits(self, features: npt.NDArray[Any]) -> Vectors:
+    def logits(self, features: npt.NDArray[Any], sequences: Sequence[str] | None = None) -> Vectors:
         """Run the head.
 
         Parameters
         ----------
         features : ndarray (N, F)
             Pooled vectors; rows with NaN give rows of NaN.
+        sequences : sequence of str, optional
+            The N proteins' residues, which a head with families reads too: of each the `first`, if it has
+            such a limit.
 
         Returns
         -------
@@ -199,16 +151,45 @@ class TrainedHead:
         ------
         FingerprintError
             The vectors have another width than those it was trained on.
+        UsageError
+            The head has families, and no sequences were given.
         """
-        return forward(self.kind, self.tensors, self.index, self.task, self._checked(features))
+        outputs = forward(self.kind, self.tensors, self.index, self.task, self._checked(features))
+        if self.families is None:
+            return outputs
+        if sequences is None or len(sequences) != len(outputs):
+            raise UsageError(
+                f"head {self.name!r} reads the residues of each protein beside its vector; give sequences, "
+                f"{len(outputs)} of them"
+            )
+        read = [sequence[: self.first] for sequence in sequences]
+        return np.asarray(outputs + self.families.evidence(read), dtype=np.float32)
 
-    def predict_proba(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return calibrated probabilities ``(N, C)`` of features ``(N, F)``."""
-        return self.task.probabilities(self.logits(features), temperature=self.temperature)
+    def predict_proba(
+        self, features: npt.NDArray[Any], sequences: Sequence[str] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Return calibrated probabilities ``(N, C)``; see `logits`."""
+        return self.task.probabilities(self.logits(features, sequences), temperature=self.temperature)
 
-    def predict(self, features: npt.NDArray[Any]) -> list[Decision]:
-        """Return the label and score of each row of features ``(N, F)``; empty and NaN for rows of NaN."""
-        return self.task.decode(self.logits(features), temperature=self.temperature)
+    def predict(self, features: npt.NDArray[Any], sequences: Sequence[str] | None = None) -> list[Decision]:
+        """Return the label and score of each protein; empty and NaN for rows of NaN. See `logits`."""
+        outputs = self.logits(features, sequences)
+        return self.task.decode(
+            outputs, temperature=self.temperature, refused=self._refuses(outputs, features)
+        )
+
+    def refused(
+        self, features: npt.NDArray[Any], sequences: Sequence[str] | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Say for each protein whether the head is too unsure of it to name a class; see `logits`."""
+        return self._refuses(self.logits(features, sequences), features)
+
+    def _refuses(self, outputs: Vectors, features: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        if not self.threshold:
+            return np.zeros(len(outputs), dtype=bool)
+        chances = self.task.probabilities(outputs, temperature=self.temperature)
+        _, cosines = self.index.search(self._checked(features))
+        return np.asarray(confidence(chances, cosines[:, 0]) < self.threshold)
 
     def nearest(self, features: npt.NDArray[Any]) -> list[Neighbour]:
         """Return the most similar training protein of each row of features ``(N, F)``."""
@@ -262,9 +243,13 @@ class TrainedHead:
         OutputError
             The file cannot be written; what was there before stays.
         """
-        data = _dump(self)
-        with publish(path) as temporary:
-            temporary.write_bytes(data)
+        extra: dict[str, Any] = {}  # what was not always there is written only where it says something
+        if self.threshold:
+            extra["threshold"] = self.threshold
+        if self.first is not None:
+            extra["first"] = self.first
+        more = {} if self.families is None else self.families.to_tensors()
+        save_head_file(self, path, extra=extra, more={f"families.{n}": t for n, t in more.items()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainedHead:
@@ -277,16 +262,18 @@ class TrainedHead:
         InputError
             There is no such file, or it cannot be read.
         """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"head file {path} cannot be read: {error.strerror}") from error
-        try:
-            return _parse(data)
-        except _Damage as damage:
-            raise HeadFileError(
-                f"head file {path} is damaged or no bioxfer head ({damage}); get or train it anew"
-            ) from damage
+        return load_head_file(path, cls.parse)
+
+    @classmethod
+    def parse(cls, data: bytes) -> TrainedHead:
+        """Make a head of the bytes of its file.
+
+        Raises
+        ------
+        DamageError
+            With what is wrong with them.
+        """
+        return _parse(data)
 
     def _checked(self, features: npt.NDArray[Any]) -> Vectors:
         vectors = np.asarray(features, dtype=np.float32)
@@ -305,175 +292,96 @@ def forward(
     if kind == "linear":
         return np.asarray(features @ tensors["weight"].T + tensors["bias"], dtype=np.float32)
     if kind == "mlp":
-        return run_mlp(tensors, features)
+        return run_mlp(tensors, task, features)
+    if kind == "blend":
+        network: HeadKind = "linear" if "weight" in tensors else "mlp"
+        return task.mix_outputs(
+            forward(network, tensors, index, task, features),
+            forward("nearest", tensors, index, task, features),
+            share=float(tensors["share"]),
+            temperature=float(tensors["network_temperature"]),
+        )
     places, cosines = index.search(features, k=int(tensors["neighbours"]))
     weights = np.exp(float(tensors["sharpness"]) * (cosines - 1.0))
     return task.neighbour_outputs(index.targets[places], weights)
 
 
-def run_mlp(tensors: Tensors, features: Vectors) -> Vectors:
-    """Compute outputs ``(N, C)`` of features ``(N, F)`` through one hidden layer of rectified units."""
-    hidden = np.maximum(features @ tensors["weight_in"].T + tensors["bias_in"], 0)
-    return np.asarray(hidden @ tensors["weight_out"].T + tensors["bias_out"], dtype=np.float32)
+def run_mlp(tensors: Tensors, task: Task, features: Vectors) -> Vectors:
+    """Compute outputs ``(N, C)`` of features ``(N, F)``: the average of networks of one hidden layer."""
+    members = []
+    for w_in, b_in, w_out, b_out in zip(*(tensors[name] for name in _MLP), strict=True):
+        hidden = np.maximum(features @ w_in.T + b_in, 0)
+        members.append(np.asarray(hidden @ w_out.T + b_out, dtype=np.float32))
+    return task.average_outputs(np.stack(members))
 
 
-def unit_rows(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Scale each row to length 1; a row of zeros stays."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(length == 0, 1, length))
+def confidence(probabilities: npt.NDArray[Any], similarity: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Say how sure a head may be that its question applies to a protein and its answer is right.
 
+    The calibrated probability of the likeliest class holds only among proteins to which the question
+    applies; how much a protein is like one of those, the cosine to the nearest training protein tells. Both
+    are at most 1, and their product is high only where both are.
 
-def _largest(values: Vectors, k: int) -> npt.NDArray[np.int64]:
-    """Return the places ``(N, k)`` of each row's k largest values, largest first, equals by place."""
-    if k == 1:
-        return np.asarray(np.argmax(values, axis=1)[:, None], dtype=np.int64)
-    places = np.sort(np.argpartition(-values, k - 1, axis=1)[:, :k], axis=1)
-    order = np.argsort(-np.take_along_axis(values, places, axis=1), axis=1, kind="stable")
-    return np.asarray(np.take_along_axis(places, order, axis=1), dtype=np.int64)
+    Parameters
+    ----------
+    probabilities : ndarray (N, C)
+        Calibrated, of each class.
+    similarity : ndarray (N,)
+        Cosine to the nearest training protein; below 0 counts as 0.
+
+    Returns
+    -------
+    ndarray (N,)
+        0 to 1; NaN where there was no vector.
+    """
+    top = np.asarray(probabilities, dtype=np.float64).max(axis=1, initial=0.0)
+    return np.asarray(top * np.clip(similarity, 0.0, 1.0), dtype=np.float64)
 
 
 # --- the file -------------------------------------------------------------------------------------------
 
 
-class _Damage(Exception):
-    """What is wrong with a head file."""
-
-
-def _dump(head: TrainedHead) -> bytes:
-    from safetensors.numpy import save
-
-    tensors = {f"head.{name}": np.array(value, order="C") for name, value in head.tensors.items()}
-    # JSON, as an id from a table may hold a line end; its ASCII escapes carry lone surrogates too.
-    text = json.dumps(list(head.index.ids)).encode("ascii")
-    tensors["index.ids"] = np.frombuffer(text, dtype=np.uint8).copy()
-    for name in ("targets", "vectors", "projection", "offset"):
-        tensors[f"index.{name}"] = np.array(getattr(head.index, name), order="C")
-    meta: dict[str, Any] = {
-        "format": _FORMAT,
-        "name": head.name,
-        "task": head.task.to_dict(),
-        "kind": head.kind,
-        "pool": head.pool,
-        "layer": head.layer,
-        "backbone": head.backbone,
-        "fingerprint": head.fingerprint,
-        "temperature": head.temperature,
-        "far": head.index.far,
-        "card": head.card,
-    }
-    meta["sha256"] = _digest(meta, tensors)
-    return save(tensors, metadata={_METADATA_KEY: _to_json(meta)})
-
-
 def _parse(data: bytes) -> TrainedHead:
-    meta, tensors = _read_container(data)
-    expected = meta.pop("sha256", None)
-    if expected != _digest(meta, tensors):
-        raise _Damage("its content does not have the sha256 it states")
-    if meta.get("format") != _FORMAT:
-        raise _Damage(f"format {meta.get('format')!r} is not {_FORMAT}, the one this version reads")
-    texts = dict.fromkeys(("name", "kind", "pool", "backbone", "fingerprint"), str)
-    for key, form in {**texts, "layer": int, "card": dict}.items():
-        if not isinstance(meta.get(key), form):
-            raise _Damage(f"{key} {meta.get(key)!r} is not of type {form.__name__}")
-    for key in ("temperature", "far"):
-        if not isinstance(meta.get(key), float) or not math.isfinite(meta[key]):
-            raise _Damage(f"{key} {meta.get(key)!r} is not a finite number")
-    if meta["temperature"] <= 0:
-        raise _Damage(f"temperature {meta['temperature']} is not above 0")
-    if meta["kind"] not in _SHAPES:
-        raise _Damage(f"kind {meta['kind']!r} is none of {', '.join(_SHAPES)}")
+    header, tensors = read_header(data, kinds=_KINDS)
+    kind: HeadKind = header["kind"]
+    threshold, first = header.setdefault("threshold", 0.0), header.get("first")
+    check_number(header, "threshold")
+    if not 0 <= threshold <= 1:
+        raise DamageError(f"threshold {threshold} is not between 0 and 1")
+    if "first" in header and (type(first) is not int or first < 1):
+        raise DamageError(f"first {first!r} is no number of residues")
     try:
-        task = task_from_dict(meta.get("task"))
+        task = task_from_dict(header.get("task"))
     except ValueError as error:
-        raise _Damage(str(error)) from error
-    _check_tensors(meta["kind"], task, tensors)
+        raise DamageError(str(error)) from error
+    if kind == "mlp" and all(t.ndim < 3 for t in tensors.values()):
+        # bioxfer 0.1.0 wrote a single member without its axis
+        tensors |= {f"head.{n}": tensors[f"head.{n}"][None] for n in _MLP if f"head.{n}" in tensors}
+    memory = {n.removeprefix("families."): t for n, t in tensors.items() if n.startswith("families.")}
+    tensors = {name: t for name, t in tensors.items() if not name.startswith("families.")}
+    _check_tensors(kind, task, tensors)
     try:
-        ids = json.loads(tensors["index.ids"].tobytes())
-    except ValueError as error:
-        raise _Damage("the training ids are no JSON") from error
-    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
-        raise _Damage("the training ids are no list of texts")
-    if len(ids) != len(tensors["index.vectors"]):
-        raise _Damage(f"{len(ids)} ids for {len(tensors['index.vectors'])} training vectors")
+        families = FamilyMemory.from_tensors(memory, n_outputs=task.n_outputs) if memory else None
+    except HeadFileError as error:
+        raise DamageError(str(error)) from error
+    if families is not None and not task.labels:
+        raise DamageError("families have labels, and this head predicts a number")
     return TrainedHead(
-        name=meta["name"],
-        task=task,
-        kind=meta["kind"],
-        pool=meta["pool"],
-        layer=meta["layer"],
-        backbone=meta["backbone"],
-        fingerprint=meta["fingerprint"],
-        tensors={n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")},
-        temperature=meta["temperature"],
-        index=NeighbourIndex(
-            ids=tuple(ids),
-            targets=tensors["index.targets"],
-            vectors=tensors["index.vectors"],
-            projection=tensors["index.projection"],
-            offset=tensors["index.offset"],
-            far=meta["far"],
-        ),
-        card=meta["card"],
+        task=task, threshold=threshold, first=first, families=families, **parse_parts(header, tensors)
     )
 
 
-def _read_container(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Return the metadata and the tensors of safetensors bytes."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    if len(data) < 8:
-        raise _Damage(f"{len(data)} bytes are no safetensors file")
-    (size,) = struct.unpack("<Q", data[:8])
-    if size > min(_HEADER_LIMIT, len(data) - 8):
-        raise _Damage(f"a header of {size} bytes is longer than the file or {_HEADER_LIMIT} bytes")
-    try:
-        header = json.loads(data[8 : 8 + size])
-        meta = json.loads(header["__metadata__"][_METADATA_KEY])
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _Damage(f"{type(error).__name__}: {str(error)[:100]}") from error
-    if not isinstance(meta, dict):
-        raise _Damage("its metadata are no JSON object")
-    return meta, tensors
-
-
 def _check_tensors(kind: HeadKind, task: Task, tensors: Tensors) -> None:
-    shapes = {f"head.{name}": axes for name, axes in _SHAPES[kind].items()}
-    shapes |= {"index.ids": ("B",), "index.targets": ("M",), "index.vectors": ("M", "D")}
-    shapes |= {"index.projection": ("D", "F"), "index.offset": ("D",)}
-    if set(tensors) != set(shapes):
-        wrong = ", ".join(sorted(set(tensors) ^ set(shapes)))
-        raise _Damage(f"tensors are missing or foreign: {wrong}")
-    size = {"C": task.n_outputs}
-    for name, axes in sorted(shapes.items()):
-        tensor = tensors[name]
-        if tensor.ndim != len(axes) or any(
-            n != size.setdefault(axis, n) or n == 0 for n, axis in zip(tensor.shape, axes, strict=True)
-        ):
-            raise _Damage(f"tensor {name} of shape {tensor.shape} is not {axes} with {size}")
-        kinds = {"index.ids": "u", "head.neighbours": "i", "index.targets": task.target_kind}
-        if tensor.dtype.kind != kinds.get(name, "f"):
-            raise _Damage(f"tensor {name} has the type {tensor.dtype}")
-        if not np.isfinite(tensor).all():
-            raise _Damage(f"tensor {name} holds NaN or infinity")
+    own = _KINDS[kind][-1 if "head.weight_in" in tensors else 0]
+    types = {"head.neighbours": "i", "index.targets": task.target_kind}
+    check_tensors(tensors, own, outputs=task.n_outputs, types=types)
     targets = tensors["index.targets"]
     if task.target_kind == "i" and not (targets.min() >= 0 and targets.max() < task.n_outputs):
-        raise _Damage(f"training labels lie outside the {task.n_outputs} classes")
-    if kind == "nearest" and tensors["head.neighbours"] < 1:
-        raise _Damage(f"{tensors['head.neighbours']} neighbours are none")
-
-
-def _digest(meta: Mapping[str, Any], tensors: Tensors) -> str:
-    """Hash everything a head file says, however the container lays it out."""
-    digest = hashlib.sha256(_to_json(meta).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()
-
-
-def _to_json(data: Mapping[str, Any] | Sequence[Any]) -> str:
-    return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        raise DamageError(f"training labels lie outside the {task.n_outputs} classes")
+    if "neighbours" in own and tensors["head.neighbours"] < 1:
+        raise DamageError(f"{tensors['head.neighbours']} neighbours are none")
+    if kind == "blend":
+        if not 0 < tensors["head.share"] < 1:
+            raise DamageError(f"share {tensors['head.share']} of the network is not between 0 and 1")
+        if tensors["head.network_temperature"] <= 0:
+            raise DamageError(f"network temperature {tensors['head.network_temperature']} is not above 0")

@@ -235,7 +235,7 @@ def _parse_table(
     lines: Iterable[tuple[int, bytes]], source: str, delimiters: str
 ) -> Iterator[SequenceRecord]:
     for line, row in read_rows(
-        lines, source, delimiters, required=("id", "sequence"), optional=("label", "split")
+        lines, source, delimiters, required=("id", "sequence"), optional=("label", "split", "cluster")
     ):
         identifier = row["id"]
         if not identifier.strip():
@@ -248,6 +248,7 @@ def _parse_table(
             line,
             row.get("label") or None,
             row.get("split") or None,
+            row.get("cluster") or None,
         )
 
 

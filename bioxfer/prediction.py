@@ -1,7 +1,7 @@
 """Predict: the conductor that takes records through backbone and heads to rows.
 
-``read_sequences`` → `embed_records` → `TrainedHead` → rows → `TableWriter`. The
-stages never call one another; they meet here.
+``read_sequences`` → `embed_records` → `TrainedHead` or `ResidueHead` → rows →
+`TableWriter`. The stages never call one another; they meet here.
 """
 
 from __future__ import annotations
@@ -9,23 +9,26 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from bioxfer.backbones import Backbone, list_backbones, load_backbone
 from bioxfer.cache import EmbeddingCache
-from bioxfer.embedding import EmbeddedRecord, Long, as_records, embed_records
+from bioxfer.embedding import EmbeddedRecord, Long, as_records, embed_first, embed_records, make_engine
 from bioxfer.engine import BATCH_TOKENS, Vector
 from bioxfer.errors import UnknownModelError, UsageError
 from bioxfer.heads import TrainedHead
 from bioxfer.io import OnDuplicate
 from bioxfer.output import TableWriter
+from bioxfer.residues import ResidueHead, label_residues, read_head
 from bioxfer.sequences import OnInvalid, SequenceRecord
+from bioxfer.tasks import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +48,10 @@ READY_HEADS = Path(__file__).parent / "weights" / "heads"
 
 _STEM = ("id", "length", "status", "message")  # first columns of every table
 _ROWS_AT_ONCE = 512  # proteins that a head sees together
+_MATRICES_AT_ONCE = 32  # the same where each brings all its residues along
 
 Shape = Literal["wide", "long"]
+Head: TypeAlias = TrainedHead | ResidueHead
 
 
 def list_heads() -> list[str]:
@@ -54,13 +59,18 @@ def list_heads() -> list[str]:
     return sorted(path.stem for path in READY_HEADS.glob("*.safetensors"))
 
 
-def load_head(name_or_path: str | os.PathLike[str]) -> TrainedHead:
+def load_head(name_or_path: str | os.PathLike[str]) -> Head:
     """Load a ready head by its name, or any head by its file.
 
     Parameters
     ----------
     name_or_path : str or path
         A name of `list_heads`, or a ``.safetensors`` file that `bioxfer train` wrote.
+
+    Returns
+    -------
+    TrainedHead or ResidueHead
+        As the file says: a head labels either proteins or residues.
 
     Raises
     ------
@@ -71,21 +81,21 @@ def load_head(name_or_path: str | os.PathLike[str]) -> TrainedHead:
     """
     wanted = os.fspath(name_or_path)
     if wanted in list_heads():
-        return TrainedHead.load(READY_HEADS / f"{wanted}.safetensors")
+        return read_head(READY_HEADS / f"{wanted}.safetensors")
     if Path(wanted).is_file():
-        return TrainedHead.load(wanted)
+        return read_head(wanted)
     known = ", ".join(list_heads()) or "none in this installation"
     raise UnknownModelError(f"no head {wanted!r}: neither a file nor a ready head ({known})")
 
 
 def load_heads(
-    heads: Sequence[str | os.PathLike[str] | TrainedHead] | None = None,
-) -> list[TrainedHead]:
+    heads: Sequence[str | os.PathLike[str] | Head] | None = None,
+) -> list[Head]:
     """Load heads that can run together: one backbone, one layer, distinct names.
 
     Parameters
     ----------
-    heads : sequence of str, path or TrainedHead, optional
+    heads : sequence of str, path, TrainedHead or ResidueHead, optional
         All ready heads if not given.
 
     Raises
@@ -93,10 +103,10 @@ def load_heads(
     UsageError
         If two heads need different backbones or layers, or carry one name.
     """
-    wanted: Sequence[str | os.PathLike[str] | TrainedHead] = list_heads() if heads is None else heads
+    wanted: Sequence[str | os.PathLike[str] | Head] = list_heads() if heads is None else heads
     if not wanted:
         raise UsageError("no head was given, and this installation has no ready ones; name a head file")
-    loaded = [head if isinstance(head, TrainedHead) else load_head(head) for head in wanted]
+    loaded = [head if isinstance(head, Head) else load_head(head) for head in wanted]
     first = loaded[0]
     for head in loaded[1:]:
         if (head.fingerprint, head.layer) != (first.fingerprint, first.layer):
@@ -110,7 +120,7 @@ def load_heads(
     return loaded
 
 
-def name_backbone(head: TrainedHead) -> str:
+def name_backbone(head: Head) -> str:
     """Give the name under which the backbone of a head can be loaded.
 
     Raises
@@ -128,7 +138,7 @@ def name_backbone(head: TrainedHead) -> str:
 
 def predict_rows(
     records: Iterable[SequenceRecord],
-    heads: Sequence[TrainedHead],
+    heads: Sequence[Head],
     backbone: Backbone,
     *,
     shape: Shape = "wide",
@@ -148,14 +158,17 @@ def predict_rows(
     ----------
     records : iterable of SequenceRecord
         Read as they are needed.
-    heads : sequence of TrainedHead
+    heads : sequence of TrainedHead or ResidueHead
         What `load_heads` returned.
     backbone : Backbone
         The heads' own; another one is refused.
     shape : {"wide", "long"}, optional
-        One row per record, or one per record, head and class.
+        One row per record, or one per record, head and class, likeliest first; heads
+        for residues then have one row per residue. Where a head refuses to answer,
+        a row of rank 0, label ``unknown`` and no score stands before its classes.
     probabilities : bool, optional
-        Whether a wide table has one column per class.
+        Whether a wide table has one column per class, which an abstaining head fills
+        even where it says ``unknown``. Heads for residues add none.
     long, on_invalid, degap, batch_tokens, cache, fp32, progress
         See `embed_records`.
     statuses : Counter, optional
@@ -166,7 +179,10 @@ def predict_rows(
     columns : list of str
         The table's header.
     rows : iterator of list
-        Cells: text, numbers, and None where a record was skipped or failed.
+        Cells: text, numbers, and None where a record was skipped or failed. Status
+        and message are those of the longest reading: of the whole protein, unless
+        every head reads only first residues. If a shorter one fails, the cells of
+        its heads are None, and the message says so.
 
     Raises
     ------
@@ -177,11 +193,12 @@ def predict_rows(
     """
     for head in heads:
         head.check_backbone(backbone)
-    columns = (
-        [*_STEM, *(c for head in heads for c in _columns(head, probabilities))]
-        if shape == "wide"
-        else [*_STEM, "head", "rank", "label", "score"]
-    )
+    by_residue = any(isinstance(head, ResidueHead) for head in heads)
+    if shape == "wide":
+        columns = [*_STEM, *(c for head in heads for c in _columns(head, probabilities))]
+    else:
+        place = ["position", "residue"] if by_residue else []
+        columns = [*_STEM, "head", *place, "rank", "label", "score"]
     for name, count in Counter(columns).items():
         if count > 1:
             names = ", ".join(repr(head.name) for head in heads)
@@ -189,11 +206,16 @@ def predict_rows(
                 f"{count} columns would be called {name!r} with the heads {names}; "
                 "run them one at a time, or ask for the long format"
             )
+    # The longest reading speaks for the record; the others are made of the rows it gives.
+    wanted = {_first(head) for head in heads}
+    longest = None if None in wanted else max(n for n in wanted if n is not None)
     embedded = embed_records(
         records,
         backbone,
         layer=heads[0].layer,
-        pools=[head.pool for head in heads],
+        pools=_pools(heads, longest),
+        per_residue=by_residue,  # costs memory, and room in the cache
+        first=longest,
         long=long,
         on_invalid=on_invalid,
         degap=degap,
@@ -202,40 +224,85 @@ def predict_rows(
         fp32=fp32,
         progress=progress,
     )
-    make_rows = _wide_rows if shape == "wide" else _long_rows
+    engines = {
+        first: make_engine(
+            backbone,
+            layer=heads[0].layer,
+            pools=_pools(heads, first),
+            batch_tokens=batch_tokens,
+            cache=cache,
+            fp32=fp32,
+        )
+        for first in sorted(n for n in wanted - {longest} if n is not None)
+    }
+    at_once = min(_ROWS_AT_ONCE, _MATRICES_AT_ONCE) if by_residue else _ROWS_AT_ONCE
 
     def rows() -> Iterator[list[object]]:
-        while some := list(islice(embedded, _ROWS_AT_ONCE)):
+        while some := list(islice(embedded, at_once)):
             if statuses is not None:
                 statuses.update(each.status for each in some)
-            yield from make_rows(some, heads, probabilities)
+            readings: dict[int | None, list[EmbeddedRecord]] = {longest: some}
+            for first, engine in engines.items():
+                readings[first] = embed_first(some, engine, first=first, long=long)
+                _note_messages(some, readings[first], first)
+            if shape == "wide":
+                yield from _wide_rows(some, heads, readings, probabilities)
+            else:
+                yield from _long_rows(some, heads, readings, by_residue)
 
     return columns, rows()
 
 
-def _columns(head: TrainedHead, probabilities: bool) -> list[str]:
-    classes = [f"{head.name}_p_{label}" for label in head.labels] if probabilities else []
+def _first(head: Head) -> int | None:
+    """Say how many residues a head reads; None is all."""
+    return head.first if isinstance(head, TrainedHead) else None
+
+
+def _note_messages(some: Sequence[EmbeddedRecord], again: Sequence[EmbeddedRecord], first: int) -> None:
+    """Put into the messages of records what there is to say of the reading of their first residues."""
+    for e, short in zip(some, again, strict=True):
+        if short.message:
+            e.message = "; ".join(filter(None, (e.message, f"first {first} residues: {short.message}")))
+
+
+def _pools(heads: Sequence[Head], first: int | None) -> list[str]:
+    return [head.pool for head in heads if _first(head) == first]
+
+
+def _columns(head: Head, probabilities: bool) -> list[str]:
+    by_class = probabilities and isinstance(head, TrainedHead)
+    classes = [f"{head.name}_p_{label}" for label in head.labels] if by_class else []
     return [head.name, f"{head.name}_score", f"{head.name}_nearest", f"{head.name}_flag", *classes]
 
 
 def _wide_rows(
-    some: Sequence[EmbeddedRecord], heads: Sequence[TrainedHead], probabilities: bool
+    some: Sequence[EmbeddedRecord],
+    heads: Sequence[Head],
+    readings: Mapping[int | None, Sequence[EmbeddedRecord]],
+    probabilities: bool,
 ) -> Iterator[list[object]]:
     table: list[list[object]] = [[e.record.id, e.length, e.status, e.message] for e in some]
     for head in heads:
         blank: list[object] = [None] * len(_columns(head, probabilities))
-        places, features = _features(some, head)
-        cells = dict(zip(places, _judge(head, features, probabilities), strict=True))
+        places, features = _features(readings[_first(head)], head)
+        if isinstance(head, ResidueHead):
+            judged = _judge_residues(head, [some[place] for place in places], features)
+        else:
+            judged = _judge(head, features, [some[place].sequence for place in places], probabilities)
+        cells = dict(zip(places, judged, strict=True))
         for place, row in enumerate(table):
             row.extend(cells.get(place, blank))
     yield from table
 
 
-def _judge(head: TrainedHead, features: Vector, probabilities: bool) -> Iterator[list[object]]:
+def _judge(
+    head: TrainedHead, features: Vector, sequences: list[str], probabilities: bool
+) -> Iterator[list[object]]:
     if not len(features):  # no row has a vector, and their width is not known
         return
-    chances = head.predict_proba(features) if probabilities else np.empty((len(features), 0))
-    for decision, neighbour, row in zip(head.predict(features), head.nearest(features), chances, strict=True):
+    chances = head.predict_proba(features, sequences) if probabilities else np.empty((len(features), 0))
+    decisions = head.predict(features, sequences)
+    for decision, neighbour, row in zip(decisions, head.nearest(features), chances, strict=True):
         yield [
             decision.label,
             _number(decision.score),
@@ -245,40 +312,83 @@ def _judge(head: TrainedHead, features: Vector, probabilities: bool) -> Iterator
         ]
 
 
+def _judge_residues(
+    head: ResidueHead, some: Sequence[EmbeddedRecord], features: Vector
+) -> Iterator[list[object]]:
+    if not len(features):
+        return
+    for e, neighbour in zip(some, head.nearest(features), strict=True):
+        label, chances = _label(e, head)
+        yield [
+            label,
+            _number(float(chances.mean())),
+            f"{neighbour.id} {neighbour.similarity:.3f}",
+            head.flag(neighbour.similarity),
+        ]
+
+
+def _label(e: EmbeddedRecord, head: ResidueHead) -> tuple[str, npt.NDArray[np.float64]]:
+    if e.residues is None:
+        raise ValueError(f"record {e.record.id!r} was embedded without its residues")
+    return label_residues(head, e.residues, e.length)
+
+
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 4)
 
 
 def _long_rows(
-    some: Sequence[EmbeddedRecord], heads: Sequence[TrainedHead], probabilities: bool
+    some: Sequence[EmbeddedRecord],
+    heads: Sequence[Head],
+    readings: Mapping[int | None, Sequence[EmbeddedRecord]],
+    by_residue: bool,
 ) -> Iterator[list[object]]:
-    answers = [_ranked(some, head) for head in heads]
+    ranked = [_ranked(some, readings, head) if isinstance(head, TrainedHead) else {} for head in heads]
+    nowhere: list[object] = [None, None] if by_residue else []
     for place, e in enumerate(some):
         stem: list[object] = [e.record.id, e.length, e.status, e.message]
-        for head, answer in zip(heads, answers, strict=True):
-            for rank, label, score in answer.get(place, [(None, None, None)]):
-                yield [*stem, head.name, rank, label, score]
+        for head, answer in zip(heads, ranked, strict=True):
+            if isinstance(head, ResidueHead) and e.residues is not None:
+                label, chances = _label(e, head)
+                scores = [*map(_number, chances.tolist()), *[None] * (len(label) - len(chances))]
+                for position, row in enumerate(zip(e.sequence, label, scores, strict=True), start=1):
+                    residue, character, score = row
+                    yield [*stem, head.name, position, residue, None, character, score]
+                continue
+            for rank, said, score in answer.get(place, [(None, None, None)]):
+                yield [*stem, head.name, *nowhere, rank, said, score]
 
 
 def _ranked(
-    some: Sequence[EmbeddedRecord], head: TrainedHead
+    some: Sequence[EmbeddedRecord],
+    readings: Mapping[int | None, Sequence[EmbeddedRecord]],
+    head: TrainedHead,
 ) -> dict[int, list[tuple[int | None, str | None, float | None]]]:
-    """Give each record that has a vector its classes, likeliest first, or its one number."""
-    places, features = _features(some, head)
+    """Give each record that has a vector its classes, likeliest first, or its one number.
+
+    Where the head refuses to answer, ``unknown`` stands before them, at rank 0 and without a score, as it is
+    no class and has no probability.
+    """
+    places, features = _features(readings[head.first], head)
     if not places:
         return {}
+    sequences = [some[place].sequence for place in places]
     if not head.labels:
         return {p: [(1, d.label, None)] for p, d in zip(places, head.predict(features), strict=True)}
+    refused = head.refused(features, sequences).tolist()
     return {
         place: [
-            (rank, head.labels[number], _number(chances[number]))
-            for rank, number in enumerate(np.argsort(-chances, kind="stable").tolist(), start=1)
+            *([(0, UNKNOWN, None)] if no else []),
+            *(
+                (rank, head.labels[number], _number(chances[number]))
+                for rank, number in enumerate(np.argsort(-chances, kind="stable").tolist(), start=1)
+            ),
         ]
-        for place, chances in zip(places, head.predict_proba(features), strict=True)
+        for place, chances, no in zip(places, head.predict_proba(features, sequences), refused, strict=True)
     }
 
 
-def _features(some: Sequence[EmbeddedRecord], head: TrainedHead) -> tuple[list[int], Vector]:
+def _features(some: Sequence[EmbeddedRecord], head: Head) -> tuple[list[int], Vector]:
     vectors = [(place, e.vector(head.pool)) for place, e in enumerate(some)]
     there = [(place, vector) for place, vector in vectors if vector is not None]
     return [place for place, _ in there], np.array([vector for _, vector in there], dtype=np.float32)
@@ -287,7 +397,7 @@ def _features(some: Sequence[EmbeddedRecord], head: TrainedHead) -> tuple[list[i
 def predict(
     records: str | os.PathLike[str] | Iterable[str | SequenceRecord],
     *,
-    heads: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | TrainedHead] | None = None,
+    heads: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Head] | None = None,
     model: str | os.PathLike[str] | Backbone | None = None,
     shape: Shape = "wide",
     probabilities: bool = False,
@@ -309,14 +419,17 @@ def predict(
     records : path, or iterable of str or SequenceRecord
         A file that `read_sequences` reads, or sequences, which are named
         ``seq1``, ``seq2``, ... by their place.
-    heads : str, path, or sequence of str, path or TrainedHead, optional
+    heads : str, path, or sequence of str, path, TrainedHead or ResidueHead, optional
         Names of ready heads, or files; every ready head if not given.
     model : str, path or Backbone, optional
         The heads' backbone, where it is not found by the name that they state.
     shape : {"wide", "long"}, optional
-        One row per protein, or one per protein, head and class, likeliest first.
+        One row per protein, or one per protein, head and class, likeliest first;
+        heads for residues have one row per residue instead. Where a head refuses to
+        answer, a row of rank 0, label ``unknown`` and no score stands before its classes.
     probabilities : bool, optional
-        Whether to add one column per class to a wide table.
+        Whether to add one column per class to a wide table, except for heads for
+        residues; an abstaining head fills them even where it says ``unknown``.
     precision, device, threads, offline
         How to load the backbone, see `load_backbone`.
     batch_tokens, long, on_invalid, degap, cache
@@ -329,8 +442,11 @@ def predict(
     pandas.DataFrame
         ``N`` rows in input order: ``id, length, status, message`` and, for each
         head, its label, calibrated score, nearest training protein with its
-        cosine similarity, and ``in-domain`` or ``far``. Long tables have
-        ``head, rank, label, score`` after the first four columns.
+        cosine similarity, and ``in-domain`` or ``far``. The label of a head for
+        residues has one character per residue, ``?`` for those cut off by
+        ``long="truncate"``, and its score is the mean over residues. Long tables
+        have ``head, rank, label, score`` after the first four columns, and
+        ``position, residue`` after ``head`` where there is a head for residues.
 
     Raises
     ------
@@ -374,7 +490,7 @@ def predict(
 def write_predictions(
     records: Iterable[SequenceRecord],
     out: str | os.PathLike[str],
-    heads: Sequence[TrainedHead],
+    heads: Sequence[Head],
     backbone: Backbone,
     *,
     shape: Shape = "wide",

@@ -1,9 +1,9 @@
 """Train an embedded backbone: masked residues, and source tasks beside them.
 
-The objective is ``L = L_mlm + λ · Σ L_source``. Every batch is a pack of crops
-from the corpus and, at a chosen share, from labelled source tables; all of it
-is masked and predicted, and the crops with labels answer for those too, so a
-source task costs no second pass.
+The objective is ``L = L_mlm + λ · Σ L_source``, with one λ for sources that label
+residues and a smaller one for those that label proteins. Every batch is a pack of
+crops from the corpus, masked and predicted, and, at a chosen share, of proteins
+from labelled source tables, which answer for every table that knows them.
 """
 
 from __future__ import annotations
@@ -12,39 +12,52 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bioxfer.backbones import resolve_precision
 from bioxfer.backbones.compact import BOS, EOS, CompactConfig, CompactModel, save_compact
-from bioxfer.backbones.packing import Pack
 from bioxfer.corpus import (
     IGNORED,
-    ORDINARY,
     Batch,
     Corpus,
-    Crop,
     CropSampler,
     SourceTable,
-    mask_and_pack,
+    count_residues,
+    mask_all,
+    name_source,
     read_source,
+    read_test_proteins,
 )
 from bioxfer.errors import InputError, UsageError, WeightsError
+from bioxfer.pooling import POOLS, pool_residues
 
 __all__ = ["PretrainOptions", "learning_rate_at", "masked_perplexity", "pretrain"]
 
 log = logging.getLogger("bioxfer")
 
-CHANGEABLE = ("minutes", "steps", "learning_rate", "lam", "source_share")
+CHANGEABLE = (
+    "minutes",
+    "steps",
+    "learning_rate",
+    "lam",
+    "lam_proteins",
+    "source_share",
+    "source_weights",
+    "compiled",
+)
 """Options that may be others when training goes on from a checkpoint; the card tells each stage."""
+
+MASKED = "mlm"  # what the card's history calls the loss on masked residues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +66,8 @@ class PretrainOptions:
 
     Attributes
     ----------
-    width, layers, window : int
-        Shape, see `CompactConfig`.
+    width, layers, attention, window : int, int, tuple of int or None, int
+        Shape, see `CompactConfig`. ``None`` stands for those of the blocks 3 and 5 that there are.
     minutes : float or None
         Training time; the learning-rate schedule follows the clock. Exactly one
         of `minutes` and `steps` is given.
@@ -73,15 +86,25 @@ class PretrainOptions:
     mask_share : float
         Share of residues that are asked for.
     lam : float
-        Weight λ of the source tasks.
+        Weight λ of the source tasks that label residues.
+    lam_proteins : float
+        Weight of those that label proteins. A step holds thousands of labelled residues but only a few
+        labelled proteins, whose gradient is that much noisier.
     source_share : float
-        Share of the crops that come from source tables.
+        Share of the tokens that come from source tables.
+    source_weights : tuple of float
+        Factor on each source's share of those, in the sources' order; all 1 if empty.
+    source_mask_share : float
+        Share of the residues of source proteins that are asked for.
+    compiled : bool
+        Whether to compile the blocks, for which torch needs a C++ compiler.
     seed : int
         Of everything random.
     """
 
     width: int = 256
-    layers: int = 5
+    layers: int = 6
+    attention: tuple[int, ...] | None = None
     window: int = 1022
     minutes: float | None = None
     steps: int | None = None
@@ -89,12 +112,16 @@ class PretrainOptions:
     crop: int = 256
     long_crop: int = 1024
     long_share: float = 0.1
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
     optimizer: str = "muon"
     mask_share: float = 0.15
-    lam: float = 0.5
-    source_share: float = 0.25
+    lam: float = 1.0
+    lam_proteins: float = 0.2
+    source_share: float = 0.85
+    source_weights: tuple[float, ...] = ()
+    source_mask_share: float = 0.0
+    compiled: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -104,24 +131,40 @@ class PretrainOptions:
             raise UsageError(f"minutes {self.minutes} and steps {self.steps}: the one given must be above 0")
         if self.batch_tokens < 512:
             raise UsageError(f"batch_tokens is {self.batch_tokens}; a step needs 512 at least")
-        if self.lam < 0 or not math.isfinite(self.lam):
-            raise UsageError(f"λ is {self.lam}; it must be a finite number that is not negative")
+        for value in (self.lam, self.lam_proteins):
+            if value < 0 or not math.isfinite(value):
+                raise UsageError(f"λ is {value}; it must be a finite number that is not negative")
         if self.optimizer not in ("muon", "adamw"):
             raise UsageError(f"optimizer is {self.optimizer!r}; choose 'muon' or 'adamw'")
         if self.width % 64 or self.width <= 0 or self.layers < 1:
             raise UsageError(
                 f"width {self.width} must be a multiple of 64, and layers {self.layers} at least 1"
             )
+        if self.attention is None:  # written out, for the card to tell what was built
+            object.__setattr__(self, "attention", tuple(n for n in (3, 5) if n <= self.layers))
+        if strange := [n for n in self.attention or () if not 1 <= n <= self.layers]:
+            raise UsageError(
+                f"attention names block {strange[0]} of {self.layers}; name blocks from 1 to {self.layers}"
+            )
 
 
 class _Trunk(nn.Module):
-    """The backbone with one linear read-out per source output."""
+    """The backbone with one linear read-out per source output.
+
+    Classes of residues are read from their own vectors, classes and numbers of proteins from their
+    `POOLS` joined, which is what a head may read later.
+    """
 
     def __init__(self, model: CompactModel, sources: Sequence[SourceTable]) -> None:
         super().__init__()
         self.model = model
+        self.kinds = [source.kind for source in sources]
+        width = model.config.width
         self.read_outs = nn.ModuleList(
-            nn.ModuleList(nn.Linear(model.config.width, count) for count in source.classes)
+            nn.ModuleList(
+                nn.Linear(width if source.kind == "residues" else width * len(POOLS), count)
+                for count in source.classes
+            )
             for source in sources
         )
         for parameter in self.read_outs.parameters():
@@ -130,14 +173,18 @@ class _Trunk(nn.Module):
     def losses(self, batch: Batch) -> dict[int, Tensor]:
         """Losses of one batch: -1 is the masked residues, others by source number."""
         (hidden,) = self.model(batch.pack)
-        found = {-1: F.cross_entropy(self.model.lm_head(hidden[batch.asked]).float(), batch.answers)}
+        found = {}
+        if len(batch.answers):
+            found[-1] = F.cross_entropy(self.model.lm_head(hidden[batch.asked]).float(), batch.answers)
         for source, (places, classes) in batch.residue_targets.items():
-            logits = self._outputs(source)[0](hidden[places]).float()
-            found[source] = F.cross_entropy(logits, classes)
+            if len(classes):
+                logits = self._outputs(source)[0](hidden[places]).float()
+                found[source] = F.cross_entropy(logits, classes)
+        pooled = _pool_segments(hidden, batch) if batch.protein_targets else {}
         for source, (members, table) in batch.protein_targets.items():
-            pooled = _mean_of_segments(hidden, batch.pack)[members]
+            vectors = torch.stack([pooled[place] for place in members.tolist()])
             parts = [
-                F.cross_entropy(output(pooled).float(), table[:, column])
+                _protein_loss(output(vectors).float(), table[:, column], self.kinds[source])
                 for column, output in enumerate(self._outputs(source))
                 if bool((table[:, column] != IGNORED).any())
             ]
@@ -151,9 +198,27 @@ class _Trunk(nn.Module):
         return outputs
 
 
-def _mean_of_segments(hidden: Tensor, pack: Pack) -> Tensor:
-    sums = hidden.new_zeros(len(pack.lengths), hidden.shape[1]).index_add(0, pack.segments, hidden)
-    return sums / torch.tensor(pack.lengths, device=hidden.device).unsqueeze(1)
+def _protein_loss(outputs: Tensor, targets: Tensor, kind: str) -> Tensor:
+    if kind == "number":
+        return 0.5 * F.huber_loss(outputs[:, 0], targets)
+    return F.cross_entropy(outputs, targets)
+
+
+def _pool_segments(hidden: Tensor, batch: Batch) -> dict[int, Tensor]:
+    """Vectors of the sequences that a source asks about, every pooling joined, by their place in the pack.
+
+    Residues alone are pooled. A crop that lacks the start of its protein has no token before the first
+    residue; ``cls`` is the vector of its first residue then.
+    """
+    wanted = sorted({place for members, _ in batch.protein_targets.values() for place in members.tolist()})
+    parts = torch.split(hidden, list(batch.pack.lengths))
+    tokens = torch.split(batch.pack.tokens, list(batch.pack.lengths))
+    pooled = {}
+    for place in wanted:
+        first, last = int(tokens[place][0] == BOS), len(tokens[place]) - int(tokens[place][-1] == EOS)
+        residues = parts[place][first:last]
+        pooled[place] = torch.cat([pool_residues(residues, parts[place][0], pool) for pool in POOLS])
+    return pooled
 
 
 def masked_perplexity(
@@ -189,20 +254,23 @@ def masked_perplexity(
     dict
         ``perplexity``, ``accuracy``, ``residues_asked`` and, with `reference`,
         ``unigram`` and ``previous_residue`` perplexities at the same places.
+
+    Raises
+    ------
+    InputError
+        If the mask asks for no residue.
     """
-    limit = model.config.window + 2
-    order = np.argsort(np.diff(proteins.offsets), kind="stable")
-    framed = (np.concatenate(([BOS], proteins[i], [EOS])).astype(np.uint8)[:limit] for i in order)
+    masked = partial(
+        mask_all, proteins, limit=model.config.window + 2, room=batch_tokens, share=mask_share, seed=seed
+    )
+    _check_asked(masked(), f"{len(proteins)} proteins")
     total, right, count = 0.0, 0, 0
     single, double = 0.0, 0.0
     if reference is not None:
-        log_single, log_double = _count_residues(reference)
+        log_single, log_double = count_residues(reference)
     training = model.training
     model.eval()
-    for number, crops in enumerate(_fill(framed, batch_tokens)):
-        batch = mask_and_pack(
-            [Crop(c) for c in crops], np.random.default_rng((seed, number)), mask_share, shown=0.0
-        )
+    for crops, batch in masked():
         with torch.inference_mode(), _autocast():
             (hidden,) = model(batch.pack)
             logits = model.lm_head(hidden[batch.asked]).float()
@@ -225,26 +293,9 @@ def masked_perplexity(
     return scores
 
 
-def _count_residues(corpus: Corpus) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Log frequencies of residues, and of residues after each token, with one added to each count."""
-    size = EOS + 1
-    singles = np.bincount(corpus.tokens, minlength=size)[:ORDINARY] + 1.0
-    before = np.concatenate(([BOS], corpus.tokens[:-1]))
-    before[corpus.offsets[:-1][np.diff(corpus.offsets) > 0]] = BOS
-    pairs = np.bincount(before.astype(np.int64) * size + corpus.tokens, minlength=size * size)
-    doubles = pairs.reshape(size, size)[:, :ORDINARY] + 1.0
-    return np.log(singles / singles.sum()), np.log(doubles / doubles.sum(1, keepdims=True))
-
-
-def _fill(items: Iterator[NDArray[np.uint8]], room: int) -> Iterator[list[NDArray[np.uint8]]]:
-    held: list[NDArray[np.uint8]] = []
-    for item in items:
-        if held and sum(map(len, held)) + len(item) > room:
-            yield held
-            held = []
-        held.append(item)
-    if held:
-        yield held
+def _check_asked(masked: Iterator[tuple[Any, Batch]], what: str) -> None:
+    if not any(len(batch.answers) for _, batch in masked):
+        raise InputError(f"{what}: the mask asks for no residue; give more proteins, or longer ones")
 
 
 def _autocast() -> torch.autocast:
@@ -316,9 +367,7 @@ def pretrain(
     sources : sequence of path
         Tables for `read_source`.
     exclude : sequence of path
-        Tables of test proteins; source rows that resemble one are left out.
-        A table with a ``split`` column counts only with its rows whose split
-        begins with ``test`` or ``val``.
+        Tables of test proteins, see `read_test_proteins`; source rows that resemble one are left out.
     licence : str, optional
         Of corpus and sources, for the card.
     checkpoint : path, optional
@@ -335,6 +384,11 @@ def pretrain(
     dict
         The card.
     """
+    if options.source_weights and len(options.source_weights) != len(sources):
+        raise UsageError(
+            f"{len(options.source_weights)} weights for {len(sources)} sources; give one for each, or none"
+        )
+    _check_names([name_source(path) for path in sources])
     proteins = Corpus.read(corpus)
     if not len(proteins):
         raise InputError(
@@ -343,11 +397,19 @@ def pretrain(
     held_out = Corpus.read([valid]) if valid is not None else None
     if held_out is not None and not len(held_out.tokens):
         raise InputError(f"{valid}: no sequence to validate on; give a file with proteins or leave it out")
-    unlike = [sequence for path in exclude for sequence in _test_sequences(path)]
+    if held_out is not None:
+        _check_asked(mask_all(held_out, limit=options.window + 2), str(valid))
+    unlike = [sequence for path in exclude for sequence in read_test_proteins(path)]
     tables = [read_source(path, unlike=unlike) for path in sources]
-
     torch.manual_seed(options.seed)
-    model = CompactModel(CompactConfig(width=options.width, layers=options.layers, window=options.window))
+    model = CompactModel(
+        CompactConfig(
+            width=options.width,
+            layers=options.layers,
+            attention=options.attention or (),
+            window=options.window,
+        )
+    )
     trunk = _Trunk(model, tables)
     optimizers = _optimizers(trunk, options)
     sampler = CropSampler(
@@ -359,13 +421,19 @@ def pretrain(
         long_share=options.long_share,
         source_share=options.source_share,
         mask_share=options.mask_share,
+        source_mask_share=options.source_mask_share,
         seed=options.seed,
+        weights=options.source_weights or None,
     )
     data = {
-        "corpus": [len(proteins), len(proteins.tokens)],
-        "sources": [[table.name, len(table.proteins), *table.classes] for table in tables],
+        "corpus": [len(proteins), len(proteins.tokens), proteins.sha256],
+        "sources": [[table.name, len(table.proteins), *table.classes, table.sha256] for table in tables],
     }
-    names = {-1: "mlm"} | {number: table.name for number, table in enumerate(tables)}
+    names = {-1: MASKED} | {number: table.name for number, table in enumerate(tables)}
+    weights = {-1: 1.0} | {
+        number: options.lam if table.kind == "residues" else options.lam_proteins
+        for number, table in enumerate(tables)
+    }
 
     step, spent, tokens = 0, 0.0, 0
     stages = [{"from_step": 0, **asdict(options)}]
@@ -376,6 +444,9 @@ def pretrain(
     means: dict[str, float] = {}
     last, saved = time.monotonic(), spent
     trunk.train()
+    if options.compiled:
+        for block in model.blocks:
+            block.compile()
     while True:
         done = step / options.steps if options.steps else spent / (60 * (options.minutes or 1))
         if done >= 1:
@@ -383,14 +454,15 @@ def pretrain(
         batch = sampler.batch(step)
         with _autocast():
             losses = trunk.losses(batch)
-        loss = losses[-1] + options.lam * sum((v for k, v in losses.items() if k >= 0), torch.zeros(()))
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * learning_rate_at(done)
-            optimizer.step()
-            optimizer.zero_grad()
+        if losses:  # a batch of unknown residues alone asks for nothing
+            loss = torch.stack([weights[number] * value for number, value in losses.items()]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = options.learning_rate * learning_rate_at(done)
+                optimizer.step()
+                optimizer.zero_grad()
         step += 1
         tokens += len(batch.pack.tokens)
         now = time.monotonic()
@@ -433,12 +505,12 @@ def pretrain(
     return card
 
 
-def _test_sequences(path: str | Path) -> list[str]:
-    from bioxfer.io import iter_sequences
-
-    records = list(iter_sequences(path))
-    chosen = [r for r in records if r.split is None or r.split.startswith(("test", "val"))]
-    return [record.sequence.upper() for record in chosen]
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse names that two losses would share in the card."""
+    for name, count in Counter([MASKED, *names]).items():
+        if count > 1:
+            others = "the loss on masked residues" if name == MASKED else "another source"
+            raise UsageError(f"a source and {others} are both called {name!r}; rename the source's file")
 
 
 def _state(trunk: _Trunk, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -464,7 +536,13 @@ def _save(
     from bioxfer.output import publish
 
     tensors = {name: t.detach().clone().contiguous() for name, t in _state(trunk, optimizers).items()}
-    state = {"counts": counts, "cursors": sampler.cursors, "stages": stages, "data": data}
+    state = {
+        "counts": counts,
+        "cursors": sampler.cursors,
+        "given": sampler.given,
+        "stages": stages,
+        "data": data,
+    }
     with publish(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
 
@@ -489,11 +567,11 @@ def _restore(
         ) from error
     if state.get("data") != data:
         raise UsageError(
-            f"{path}: the checkpoint was made with another corpus or other sources ({state.get('data')}); "
-            "give the same or another checkpoint"
+            f"{path}: the checkpoint was made with another corpus or other sources, or these have changed "
+            f"since ({state.get('data')}); give the same or another checkpoint"
         )
     stages: list[dict[str, Any]] = state["stages"]
-    before, now = stages[-1], asdict(options)
+    before, now = stages[-1], json.loads(json.dumps(asdict(options)))
     changed = [name for name in now if before.get(name) != now[name]]
     if fixed := [name for name in changed if name not in CHANGEABLE]:
         raise UsageError(
@@ -509,6 +587,8 @@ def _restore(
                 whole["state"].setdefault(int(place), {})[key] = tensor
         optimizer.load_state_dict(whole)
     sampler.cursors = list(state["cursors"])
+    if not {"source_share", "source_weights"} & set(changed):  # else the shares are counted anew
+        sampler.given = list(state["given"])
     step, spent, tokens = state["counts"]
     if changed:
         stages.append({"from_step": step, **now})

@@ -69,7 +69,7 @@ class SequenceRecord:
         The file's name, for messages.
     line : int
         Line of the header (FASTA) or of the row (table), counted from 1; 0 if unknown.
-    label, split : str or None
+    label, split, cluster : str or None
         What a table said in its columns of these names; None where it said nothing.
     note : str
         What became of the sequence after it was read (translated, say), for the message
@@ -90,6 +90,7 @@ class SequenceRecord:
     line: int = 0
     label: str | None = None
     split: str | None = None
+    cluster: str | None = None
     note: str = ""
     renamed_from: str = ""
 

@@ -1,6 +1,6 @@
 """Fit one form of head to one training set, at each of its settings.
 
-No choice is made here: `bioxfer.transfer.fit` compares the results on proteins held out by cluster.
+No choice is made here: `bioxfer.selection` compares the results on proteins that were held out.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bioxfer.clusters import homology_split
-from bioxfer.heads import HeadKind, NeighbourIndex, run_mlp, unit_rows
+from bioxfer.heads import HeadKind, NeighbourIndex, unit_rows
 from bioxfer.tasks import Task
 
-__all__ = ["Setting", "build_index", "train_setting", "train_settings"]
+__all__ = ["Setting", "Tensors", "blend_tensors", "build_index", "train_setting", "train_settings"]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+Tensors: TypeAlias = dict[str, npt.NDArray[Any]]
 Setting: TypeAlias = dict[str, float]
 
 # Weight of |W|^2/2 beside the mean loss, on standardised features; strong to weak, each start from the last.
 PENALTIES = tuple(float(f"{10.0**-e:.2g}") for e in np.arange(0.0, 4.5, 0.5))
 NEIGHBOURS = (1, 5, 25)
-SHARPNESS = 10.0  # a neighbour 0.1 less similar weighs 1/e as much
-HIDDEN, DROPOUT, WEIGHT_DECAY, RATE, BATCH = 128, 0.3, 0.01, 1e-3, 128
-MAX_EPOCHS, PATIENCE = 60, 6
+SHARPNESS = (10.0, 30.0)  # at 10 a neighbour 0.1 less similar weighs 1/e as much
+STEPS = (50, 100, 200, 350, 550, 800, 1200, 1700)  # of an MLP; it is looked at after each of these
+MEMBERS, HIDDEN, DROPOUT, WEIGHT_DECAY, RATE, BATCH = 3, 128, 0.3, 0.01, 1e-3, 128
 INDEX_DIMENSIONS = 64
+_CURVATURE = 0.1  # of the cross entropy, about 1/C; a guess that costs steps where wrong, never truth
 
 
 def build_index(
@@ -69,14 +70,9 @@ def build_index(
 
 
 def train_settings(
-    kind: HeadKind,
-    x: Floats,
-    y: npt.NDArray[Any],
-    group: npt.NDArray[Any],
-    task: Task,
-    seed: int,
-) -> Iterator[tuple[Setting, dict[str, npt.NDArray[Any]]]]:
-    """Fit every setting of a form to a training set.
+    kind: HeadKind, x: Floats, y: npt.NDArray[Any], task: Task, seed: int
+) -> Iterator[tuple[Setting, Tensors]]:
+    """Fit the settings of a form to a training set, the most cautious first, each when it is asked for.
 
     Parameters
     ----------
@@ -86,8 +82,6 @@ def train_settings(
         Pooled vectors.
     y : ndarray (N,)
         Encoded labels.
-    group : ndarray (N,)
-        Homology clusters, for early stopping.
     task : Multiclass or Regression
         Whose loss is minimised.
     seed : int
@@ -102,49 +96,73 @@ def train_settings(
         for penalty, tensors in _train_linear(x, y, task, PENALTIES):
             yield {"penalty": penalty}, tensors
     elif kind == "mlp":
-        epochs = _count_epochs(x, y, group, task, seed)
-        yield {"epochs": epochs}, train_setting("mlp", x, y, task, seed, {"epochs": epochs})
+        for steps, tensors in _train_mlp(x, y, task, seed, STEPS):
+            yield {"steps": steps}, tensors
     else:
-        for neighbours in NEIGHBOURS:
-            yield {"neighbours": neighbours}, _nearest_tensors(neighbours)
+        for setting in ({"neighbours": k, "sharpness": s} for k in NEIGHBOURS for s in SHARPNESS):
+            yield setting, _nearest_tensors(setting)
 
 
 def train_setting(
     kind: HeadKind, x: Floats, y: npt.NDArray[Any], task: Task, seed: int, setting: Setting
-) -> dict[str, npt.NDArray[Any]]:
-    """Fit one setting of a form; parameters as in `train_settings`."""
+) -> Tensors:
+    """Fit one setting of a form, a blend's too; parameters as in `train_settings`."""
+    if kind == "nearest":
+        return _nearest_tensors(setting)
     if kind == "linear":
-        path = [p for p in PENALTIES if p >= setting["penalty"]]
-        return list(_train_linear(x, y, task, path))[-1][1]
-    if kind == "mlp":
-        *_, (_, tensors) = _train_mlp(x, y, task, seed, int(setting["epochs"]))
+        ((_, tensors),) = _train_linear(x, y, task, (setting["penalty"],))
         return tensors
-    return _nearest_tensors(int(setting["neighbours"]))
+    if kind == "mlp":
+        ((_, tensors),) = _train_mlp(x, y, task, seed, (int(setting["steps"]),))
+        return tensors
+    network: HeadKind = "linear" if "penalty" in setting else "mlp"
+    return blend_tensors(train_setting(network, x, y, task, seed, setting), setting)
 
 
-def _nearest_tensors(neighbours: int) -> dict[str, npt.NDArray[Any]]:
+def blend_tensors(network: Tensors, setting: Setting) -> Tensors:
+    """Put a fitted network and the setting of a blend together."""
+    own = {name: np.array(setting[name], dtype=np.float32) for name in ("share", "network_temperature")}
+    return network | _nearest_tensors(setting) | own
+
+
+def _nearest_tensors(setting: Setting) -> Tensors:
     return {
-        "neighbours": np.array(neighbours, dtype=np.int32),
-        "sharpness": np.array(SHARPNESS, dtype=np.float32),
+        "neighbours": np.array(setting["neighbours"], dtype=np.int32),
+        "sharpness": np.array(setting["sharpness"], dtype=np.float32),
     }
 
 
 def _train_linear(
     x: Floats, y: npt.NDArray[Any], task: Task, penalties: Sequence[float]
-) -> Iterator[tuple[float, dict[str, npt.NDArray[Any]]]]:
-    """Fit a linear head at each penalty by full-batch L-BFGS."""
+) -> Iterator[tuple[float, Tensors]]:
+    """Fit a linear head at each penalty by full-batch L-BFGS.
+
+    It runs along the principal components, each scaled by about the root of the loss's curvature along it,
+    so that a step goes as far as it should in every direction; the least of the loss is where it was.
+    """
     mean, scale = _moments(x)
-    inputs, targets = torch.from_numpy((x - mean) / scale), _as_tensor(y)
-    weight = torch.zeros(task.n_outputs, x.shape[1], requires_grad=True)
+    standard = (x - mean) / scale
+    variance, axes = np.linalg.eigh((standard.T @ standard / np.float32(len(x))).astype(np.float64))
+    inputs, targets = torch.from_numpy(standard @ axes.astype(np.float32)), _as_tensor(y)
+    weight = torch.zeros(task.n_outputs, x.shape[1])
     bias = torch.zeros(task.n_outputs, requires_grad=True)
     for penalty in penalties:
+        curvature = _CURVATURE * np.maximum(variance, 0) + penalty
+        step = torch.from_numpy((curvature**-0.5).astype(np.float32))
+        scaled = (weight / step).requires_grad_()
         solver = torch.optim.LBFGS(
-            [weight, bias], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7,
+            [scaled, bias], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7,
             history_size=10, line_search_fn="strong_wolfe",
         )  # fmt: skip
 
-        def closure(solver: torch.optim.LBFGS = solver, penalty: float = penalty) -> Tensor:
+        def closure(
+            solver: torch.optim.LBFGS = solver,
+            penalty: float = penalty,
+            scaled: Tensor = scaled,
+            step: Tensor = step,
+        ) -> Tensor:
             solver.zero_grad()
+            weight = scaled * step
             loss = task.loss(inputs @ weight.T + bias, targets)
             # a bias that is all but free still keeps a class without examples finite
             loss = loss + 0.5 * penalty * weight.square().sum() + 0.5e-6 * bias.square().sum()
@@ -152,61 +170,60 @@ def _train_linear(
             return loss
 
         solver.step(closure)  # type: ignore[no-untyped-call]
-        w, b = weight.detach().double().numpy() / scale, bias.detach().numpy()
+        weight = scaled.detach() * step
+        w, b = (weight.double().numpy() @ axes.T) / scale, bias.detach().numpy()
         yield penalty, {"weight": w.astype(np.float32), "bias": (b - w @ mean).astype(np.float32)}
 
 
-def _count_epochs(x: Floats, y: npt.NDArray[Any], group: npt.NDArray[Any], task: Task, seed: int) -> int:
-    """Find when an MLP stops getting better on held-out clusters of the training set."""
-    if len(np.unique(group)) < 2:
-        return 1
-    side = homology_split(group, valid=0.15, seed=seed, y=y if task.target_kind == "i" else None)
-    inner, outer = side == "train", side == "valid"
-    targets = _as_tensor(y[outer])
-    best, best_epoch = np.inf, 1
-    for epoch, tensors in _train_mlp(x[inner], y[inner], task, seed, MAX_EPOCHS):
-        outputs = torch.from_numpy(run_mlp(tensors, x[outer]))
-        loss = float(task.loss(outputs, targets))
-        if loss < best:
-            best, best_epoch = loss, epoch
-        elif epoch - best_epoch >= PATIENCE:
-            break
-    return best_epoch
-
-
 def _train_mlp(
-    x: Floats, y: npt.NDArray[Any], task: Task, seed: int, epochs: int
-) -> Iterator[tuple[int, dict[str, npt.NDArray[Any]]]]:
-    """Train one hidden layer with AdamW and dropout; yield ``(epoch, weights)`` after each epoch."""
+    x: Floats, y: npt.NDArray[Any], task: Task, seed: int, stops: Sequence[int]
+) -> Iterator[tuple[int, Tensors]]:
+    """Train members of one hidden layer with AdamW and dropout; yield ``(steps, weights)`` at each stop.
+
+    Members start, drop and draw their batches apart; they are trained side by side only to be quick.
+    """
     mean, scale = _moments(x)
-    inputs, targets = torch.from_numpy((x - mean) / scale), _as_tensor(y)
+    # what dropout leaves is to weigh as much as all: here once, and not at every step
+    inputs, targets = torch.from_numpy((x - mean) / (scale * np.float32(1 - DROPOUT))), _as_tensor(y)
     chance = torch.Generator().manual_seed(seed)  # own, so that nobody's global random state moves
-    width = x.shape[1]
-    weight_in = torch.randn(HIDDEN, width, generator=chance).mul_((2 / width) ** 0.5).requires_grad_()
-    weight_out = torch.randn(task.n_outputs, HIDDEN, generator=chance).mul_(HIDDEN**-0.5).requires_grad_()
-    bias_in, bias_out = (torch.zeros(n, requires_grad=True) for n in (HIDDEN, task.n_outputs))
-    solver = torch.optim.AdamW([weight_in, bias_in, weight_out, bias_out], lr=RATE, weight_decay=WEIGHT_DECAY)
+    n, width = x.shape
+    weight_in = torch.randn(MEMBERS, HIDDEN, width, generator=chance).mul_((2 / width) ** 0.5)
+    weight_out = torch.randn(MEMBERS, task.n_outputs, HIDDEN, generator=chance).mul_(HIDDEN**-0.5)
+    bias_in, bias_out = torch.zeros(MEMBERS, HIDDEN), torch.zeros(MEMBERS, task.n_outputs)
+    weights = [w.requires_grad_() for w in (weight_in, bias_in, weight_out, bias_out)]
+    solver = torch.optim.AdamW(weights, lr=RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
     def drop(values: Tensor) -> Tensor:
-        return values * (torch.rand(values.shape, generator=chance) >= DROPOUT) / (1 - DROPOUT)
-
-    for epoch in range(1, epochs + 1):
-        for rows in torch.split(torch.randperm(len(inputs), generator=chance), BATCH):
-            hidden = torch.relu(drop(inputs[rows]) @ weight_in.T + bias_in)
-            loss = task.loss(drop(hidden) @ weight_out.T + bias_out, targets[rows])
-            solver.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            solver.step()
-        w = weight_in.detach().double().numpy() / scale
-        yield (
-            epoch,
-            {
-                "weight_in": w.astype(np.float32),
-                "bias_in": (bias_in.detach().numpy() - w @ mean).astype(np.float32),
-                "weight_out": weight_out.detach().numpy().copy(),
-                "bias_out": bias_out.detach().numpy().copy(),
-            },
+        # eight random bytes at a draw: drawing is most of what dropout costs
+        draw = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(
+            -(2**63), None, generator=chance
         )
+        gone = draw.view(torch.uint8)[: values.numel()].view(values.shape) < round(256 * DROPOUT)
+        return values.masked_fill(gone, 0)
+
+    batch = min(BATCH, n)
+    order = torch.empty(MEMBERS, 0, dtype=torch.long)
+    for step in range(1, max(stops) + 1):
+        if order.shape[1] < batch:  # every protein is seen once before one is seen twice
+            order = torch.stack([torch.randperm(n, generator=chance) for _ in range(MEMBERS)])
+        rows, order = order[:, :batch], order[:, batch:]
+        hidden = torch.relu(torch.baddbmm(bias_in[:, None], drop(inputs[rows]), weight_in.mT))
+        outputs = torch.baddbmm(bias_out[:, None], drop(hidden) / (1 - DROPOUT), weight_out.mT)
+        loss = MEMBERS * task.loss(outputs.flatten(0, 1), targets[rows].flatten())  # each its own mean
+        solver.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        solver.step()
+        if step in stops:
+            w = weight_in.detach().double().numpy() / scale
+            yield (
+                step,
+                {
+                    "weight_in": w.astype(np.float32),
+                    "bias_in": (bias_in.detach().numpy() - w @ mean).astype(np.float32),
+                    "weight_out": weight_out.detach().numpy().copy(),
+                    "bias_out": bias_out.detach().numpy().copy(),
+                },
+            )
 
 
 def _moments(x: Floats) -> tuple[Floats, Floats]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,7 +28,10 @@ from bioxfer.evaluate import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Decision", "Multiclass", "Regression", "Task", "task_from_dict", "task_from_name"]
+__all__ = ["UNKNOWN", "Decision", "Multiclass", "Regression", "Task", "task_from_dict", "task_from_name"]
+
+_LEAST = 1e-30  # probability that a mean cannot fall below, so that its log stays a number
+UNKNOWN = "unknown"  # label of a protein on which a head that may abstain is not sure enough
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -39,7 +42,8 @@ class Decision(NamedTuple):
     Attributes
     ----------
     label : str
-        The class, or the number written out; empty where there was nothing to predict from.
+        The class, or the number written out; ``unknown`` where the head abstains; empty where there was
+        nothing to predict from.
     score : float
         Calibrated probability of the class; NaN for a number.
     """
@@ -108,6 +112,10 @@ class Multiclass:
             targets[i] = place[str(label)]
         return targets
 
+    def restrict(self, labels: Sequence[str]) -> Multiclass:
+        """Return the task for these training labels: itself, so that a class that they lack is told later."""
+        return self
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross entropy, in nats, of ``outputs: (N, C)`` and ``targets: (N,)``."""
         from torch.nn.functional import cross_entropy
@@ -121,6 +129,10 @@ class Multiclass:
     def calibrate(self, outputs: npt.NDArray[Any], targets: npt.NDArray[Any]) -> float:
         """Return the temperature that makes outputs of rows not fitted on into honest probabilities."""
         return fit_temperature(outputs, targets)
+
+    def calibrate_width(self, outputs: npt.NDArray[Any], targets: npt.NDArray[Any]) -> Multiclass:
+        """Return the task itself: a class has no width."""
+        return self
 
     def calibration_error(
         self, outputs: npt.NDArray[Any], targets: npt.NDArray[Any], *, temperature: float = 1.0
@@ -150,24 +162,69 @@ class Multiclass:
         votes += 0.01
         return np.asarray(np.log(votes / votes.sum(axis=1, keepdims=True)), dtype=np.float32)
 
+    def average_outputs(self, outputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Turn outputs of E members ``(E, N, C)`` into the log of their mean probabilities ``(N, C)``."""
+        mean = np.mean([np.exp(log_softmax(member)) for member in outputs], axis=0)
+        return np.asarray(np.log(np.maximum(mean, _LEAST)), dtype=np.float32)
+
+    def mix_outputs(
+        self, network: npt.NDArray[Any], votes: npt.NDArray[Any], *, share: float, temperature: float
+    ) -> npt.NDArray[np.float32]:
+        """Mix a network's probabilities with those of the neighbours' votes.
+
+        Parameters
+        ----------
+        network, votes : ndarray (N, C)
+            Outputs of both.
+        share : float
+            Of the network, 0 to 1; the rest is the votes'.
+        temperature : float
+            Divides the network's outputs before softmax.
+
+        Returns
+        -------
+        ndarray (N, C)
+            Log of the mixed probabilities.
+        """
+        ours = np.exp(log_softmax(network, temperature=temperature))
+        mixed = share * ours + (1.0 - share) * np.exp(log_softmax(votes))
+        return np.asarray(np.log(np.maximum(mixed, _LEAST)), dtype=np.float32)
+
     def probabilities(self, outputs: npt.NDArray[Any], *, temperature: float = 1.0) -> FloatArray:
         """Return softmax probabilities ``(N, C)`` of ``outputs: (N, C)``."""
         return np.exp(log_softmax(outputs, temperature=temperature))
 
-    def decode(self, outputs: npt.NDArray[Any], *, temperature: float = 1.0) -> list[Decision]:
-        """Return the likeliest class of each row and its probability."""
+    def decode(
+        self,
+        outputs: npt.NDArray[Any],
+        *,
+        temperature: float = 1.0,
+        refused: npt.NDArray[np.bool_] | None = None,
+    ) -> list[Decision]:
+        """Return the likeliest class of each row and its probability.
+
+        Parameters
+        ----------
+        outputs : ndarray (N, C)
+            Of a head.
+        temperature : float
+            Divides them before softmax.
+        refused : ndarray (N,) of bool, optional
+            Rows whose label shall be ``unknown``; they keep their score.
+        """
         table = self.probabilities(outputs, temperature=temperature)
         usable = np.isfinite(table.sum(axis=1))
         best = np.where(usable, np.argmax(table, axis=1), 0)
+        mute = np.zeros(len(table), dtype=bool) if refused is None else refused
         return [
-            Decision(self.classes[c], float(row[c])) if ok else Decision("", math.nan)
-            for c, row, ok in zip(best.tolist(), table, usable.tolist(), strict=True)
+            Decision(UNKNOWN if no else self.classes[c], float(row[c])) if ok else Decision("", math.nan)
+            for c, row, ok, no in zip(best.tolist(), table, usable.tolist(), mute.tolist(), strict=True)
         ]
 
-    def describe(self, train: npt.NDArray[Any], valid: npt.NDArray[Any]) -> dict[str, Any]:
-        """Count each class in encoded training and validation targets."""
+    def describe(self, parts: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+        """Count each class in the encoded targets of each part, such as ``train`` and ``valid``."""
         return {
-            name: {"train": int((train == number).sum()), "valid": int((valid == number).sum())}
+            name: {part: int((targets == number).sum()) for part, targets in parts.items()}
             for number, name in enumerate(self.classes)
         }
 
@@ -188,10 +245,13 @@ class Regression:
     ----------
     mean, scale : float
         Mean and standard deviation of the training labels, in the labels' unit.
+    halfwidth : float, optional
+        Half the width of the 90% interval around a prediction, in the labels' unit; see `calibrate_width`.
     """
 
     mean: float
     scale: float
+    halfwidth: float | None = None
 
     name = "regression"
     main_metric = "spearman"
@@ -231,6 +291,10 @@ class Regression:
         """
         return (_numbers(labels) - self.mean) / self.scale
 
+    def restrict(self, labels: Sequence[str]) -> Regression:
+        """Return the task for these training labels: with their mean and scale."""
+        return self.from_labels(labels)
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return half the mean squared error of ``outputs: (N, 1)`` and ``targets: (N,)``."""
         return 0.5 * (outputs[:, 0] - targets).square().mean()
@@ -268,12 +332,50 @@ class Regression:
         mean = (targets * weights).sum(axis=1) / weights.sum(axis=1)
         return np.asarray(mean[:, None], dtype=np.float32)
 
+    def average_outputs(self, outputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the mean ``(N, 1)`` of E members' outputs ``(E, N, 1)``."""
+        return np.asarray(np.mean(outputs, axis=0), dtype=np.float32)
+
+    def mix_outputs(
+        self, network: npt.NDArray[Any], votes: npt.NDArray[Any], *, share: float, temperature: float
+    ) -> npt.NDArray[np.float32]:
+        """Return ``share`` of the network's numbers ``(N, 1)`` and the rest of the neighbours'."""
+        return np.asarray(share * network + (1.0 - share) * votes, dtype=np.float32)
+
+    def calibrate_width(
+        self, outputs: npt.NDArray[Any], targets: npt.NDArray[Any], *, share: float = 0.9
+    ) -> Regression:
+        """Return the task with a half-width that holds this share of rows not fitted on.
+
+        The half-width is the split-conformal one (Lei et al., J Am Stat Assoc 2018): the residual of rank
+        ``ceil((N + 1) * share)``. With too few rows for that rank there is none.
+
+        Parameters
+        ----------
+        outputs : ndarray (N, 1)
+            For rows that their head was not fitted on.
+        targets : ndarray (N,)
+            Their encoded labels.
+        share : float
+            To be held.
+        """
+        residuals = np.sort(np.abs(self.predict(outputs) - targets)) * self.scale
+        rank = math.ceil((len(residuals) + 1) * share)
+        known = rank <= len(residuals) and residuals[rank - 1] > 0
+        return replace(self, halfwidth=float(residuals[rank - 1]) if known else None)
+
     def probabilities(self, outputs: npt.NDArray[Any], *, temperature: float = 1.0) -> FloatArray:
         """Return ``(N, 0)``: a number has no classes."""
         return np.empty((len(outputs), 0))
 
-    def decode(self, outputs: npt.NDArray[Any], *, temperature: float = 1.0) -> list[Decision]:
-        """Return each row's number in the labels' unit, six significant digits."""
+    def decode(
+        self,
+        outputs: npt.NDArray[Any],
+        *,
+        temperature: float = 1.0,
+        refused: npt.NDArray[np.bool_] | None = None,
+    ) -> list[Decision]:
+        """Return each row's number in the labels' unit, six significant digits; none is ever refused."""
         values = self.values(outputs).tolist()
         return [Decision(f"{v:.6g}" if math.isfinite(v) else "", math.nan) for v in values]
 
@@ -281,17 +383,17 @@ class Regression:
         """Return the numbers ``(N,)`` in the labels' unit."""
         return np.asarray(self.predict(outputs) * self.scale + self.mean, dtype=np.float64)
 
-    def describe(self, train: npt.NDArray[Any], valid: npt.NDArray[Any]) -> dict[str, Any]:
-        """Give count, mean, least and largest of encoded training and validation targets, in their unit."""
-        sides = {"train": train * self.scale + self.mean, "valid": valid * self.scale + self.mean}
+    def describe(self, parts: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+        """Give count, mean, least and largest of the encoded targets of each part, in the labels' unit."""
+        values = {name: targets * self.scale + self.mean for name, targets in parts.items()}
         return {
             name: {
-                "count": len(values),
-                "mean": float(values.mean()),
-                "min": float(values.min()),
-                "max": float(values.max()),
+                "count": len(numbers),
+                "mean": float(numbers.mean()),
+                "min": float(numbers.min()),
+                "max": float(numbers.max()),
             }
-            for name, values in sides.items()
+            for name, numbers in values.items()
         }
 
     def label(self, target: float) -> str:
@@ -300,7 +402,8 @@ class Regression:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `task_from_dict` needs."""
-        return {"name": self.name, "mean": self.mean, "scale": self.scale}
+        width = {} if self.halfwidth is None else {"halfwidth": self.halfwidth}
+        return {"name": self.name, "mean": self.mean, "scale": self.scale, **width}
 
 
 Task: TypeAlias = Multiclass | Regression
@@ -345,9 +448,11 @@ def task_from_dict(data: object) -> Task:
         case {"name": "multiclass", "classes": [str(), str(), *_] as classes}:
             if all(isinstance(c, str) and c for c in classes) and len(set(classes)) == len(classes):
                 return Multiclass(tuple(classes))
-        case {"name": "regression", "mean": float(mean), "scale": float(scale)}:
-            if math.isfinite(mean) and math.isfinite(scale) and scale > 0:
-                return Regression(mean, scale)
+        case {"name": "regression", "mean": float(mean), "scale": float(scale), **rest}:
+            width = rest.get("halfwidth")
+            sound = math.isfinite(mean) and math.isfinite(scale) and scale > 0
+            if sound and (width is None or (isinstance(width, float) and 0 < width < math.inf)):
+                return Regression(mean, scale, width)
     raise ValueError(f"no task is described by {str(data)[:80]}")
 
 

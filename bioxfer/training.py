@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,16 +15,24 @@ import numpy.typing as npt
 
 from bioxfer.backbones import Backbone
 from bioxfer.cache import EmbeddingCache
-from bioxfer.clusters import cluster_sequences
+from bioxfer.clusters import cluster_records
 from bioxfer.embedding import Long, embed_records, resolve_layer
 from bioxfer.engine import BATCH_TOKENS
 from bioxfer.errors import InputError, LabelError, UsageError
-from bioxfer.evaluate import audit_leakage, score_predictions
+from bioxfer.evaluate import audit_leakage, score_answers, score_predictions
 from bioxfer.heads import TrainedHead
 from bioxfer.homology import Method, choose_method
 from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
+from bioxfer.residue_training import (
+    are_residue_labels,
+    evaluate_residue_head,
+    keep_sides,
+    train_residue_head,
+)
+from bioxfer.residues import ResidueClasses, ResidueHead
 from bioxfer.sequences import OnInvalid, SequenceRecord, translate_cds
-from bioxfer.transfer import HeadChoice, train_head
+from bioxfer.tasks import Regression, task_from_name
+from bioxfer.transfer import HeadChoice, check_options, train_head
 
 __all__ = ["describe_card", "evaluate_on_records", "read_labelled", "train_on_records"]
 
@@ -102,12 +109,15 @@ def train_on_records(
     name: str,
     data_source: str = "",
     task: str = "auto",
-    head: HeadChoice = "auto",
+    head: HeadChoice | Literal["conv"] = "auto",
     split: SplitBy = "homology",
     identity: float = 0.3,
     cluster_by: Method = "auto",
     valid: float = 0.15,
     refit: bool = True,
+    abstain: float | None = None,
+    families: bool = False,
+    first: int | None = None,
     layer: int | None = None,
     pool: str = "mean+max",
     licence: str = "",
@@ -122,8 +132,8 @@ def train_on_records(
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
-) -> TrainedHead:
-    """Train a head on labelled proteins.
+) -> TrainedHead | ResidueHead:
+    """Train a head on labelled proteins; where labels have one character per residue, a head for residues.
 
     Parameters
     ----------
@@ -131,36 +141,91 @@ def train_on_records(
         With labels, as `read_labelled` gives them.
     backbone : Backbone
         The frozen feature extractor.
-    name, data_source, task, head, valid, refit, licence, intended_use, limits, seed
-        See `bioxfer.transfer.train_head`.
+    name, data_source, task, head, valid, refit, abstain, families, licence, intended_use, limits, seed
+        See `bioxfer.transfer.train_head`, and for the task ``residue-class``
+        `bioxfer.residue_training.train_residue_head`.
     split : {"homology", "random", "column"}, optional
         Hold out whole homology clusters, random proteins, or the rows whose
-        ``split`` begins with ``val``; with ``column``, rows that begin neither
-        with ``val`` nor with ``train`` are left out and counted.
+        ``split`` begins with ``val``; with ``column``, rows that begin with
+        ``dev`` choose the head in place of cross-validation, and rows that
+        begin with none of the three are left out and counted.
     identity : float, optional
         Share of identical residues from which proteins are relatives.
     cluster_by : {"auto", "mmseqs", "kmer"}, optional
-        What finds relatives, see `bioxfer.clusters.cluster_sequences`; the card says which it was.
+        What finds relatives, see `bioxfer.clusters.cluster_sequences`; the card says which it was. Records
+        with a cluster of their own keep that.
+    first : int, optional
+        Let the head read only that many residues of each protein, from its start, as the baselines then do;
+        relatives are found by the whole proteins all the same. Not for heads for residues.
     layer, pool, long, on_invalid, degap, batch_tokens, cache, fp32, progress
-        See `embed_records`.
+        See `embed_records`; heads for residues read each residue, whatever the pool.
     threads : int, optional
         Of the homology search.
 
     Returns
     -------
-    TrainedHead
+    TrainedHead or ResidueHead
         With its card.
 
     Raises
     ------
     LabelError
-        If labels and records do not fit, or the split column is not there.
+        If labels and records do not fit, or the split column is not there or names no row for a side.
+    UsageError
+        If an option does not fit the labels or another option.
     InputError
         If no record has a vector.
     """
+    if task == ResidueClasses.name or (
+        task == "auto" and are_residue_labels(records, on_invalid=on_invalid, degap=degap)
+    ):
+        if abstain is not None:
+            raise UsageError("a head for residues answers each of them; leave abstain out")
+        if first is not None:
+            raise UsageError("a head for residues reads whole proteins; leave first out")
+        if families:
+            raise UsageError("a head for residues has no families; leave families out")
+        if split == "column":
+            records = keep_sides(records)
+        return train_residue_head(
+            records,
+            backbone,
+            name=name,
+            head=head,
+            split=split,
+            identity=identity,
+            cluster_by=cluster_by,
+            valid=valid,
+            refit=refit,
+            layer=layer,
+            data_source=data_source,
+            data_sha256=_digest(records),
+            licence=licence,
+            intended_use=intended_use,
+            limits=limits,
+            long=long,
+            on_invalid=on_invalid,
+            degap=degap,
+            batch_tokens=batch_tokens,
+            cache=cache,
+            fp32=fp32,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    if head == "conv":
+        raise UsageError("head 'conv' labels residues, and these labels are of proteins; choose another form")
     if split == "column":
-        records = _keep_split_rows(records)
+        records = keep_sides(records)
     _check_labels(records, numbers=task == "regression")
+    # What can be refused is refused now: to embed the records takes long.
+    check_options(
+        task_from_name(task, [record.label or "" for record in records]),
+        head=head,
+        abstain=abstain,
+        families=families,
+        dev=split == "column" and any((record.split or "").startswith("dev") for record in records),
+    )
     finder = choose_method(cluster_by)
     number = resolve_layer(backbone, layer)
     embedded = _embed(
@@ -168,6 +233,7 @@ def train_on_records(
         backbone,
         layer=number,
         pool=pool,
+        first=first,
         long=long,
         on_invalid=on_invalid,
         degap=degap,
@@ -176,10 +242,12 @@ def train_on_records(
         fp32=fp32,
         progress=progress,
     )
-    groups = cluster_sequences(embedded.residues, identity=identity, method=finder, threads=threads)
+    groups, grouped_by = cluster_records(
+        records, embedded.residues, identity=identity, method=finder, threads=threads
+    )
     sides: list[str] | None = None
     if split == "column":
-        sides = ["train" if (r.split or "").startswith("train") else "valid" for r in records]
+        sides = [{"t": "train", "d": "dev", "v": "valid"}[(r.split or "")[0]] for r in records]
     elif split == "random":
         drawn = np.random.default_rng(seed).permutation(len(records)) < round(valid * len(records))
         sides = ["valid" if held_out else "train" for held_out in drawn]
@@ -199,6 +267,9 @@ def train_on_records(
         splits=sides,
         valid=valid,
         refit=refit,
+        abstain=abstain,
+        families=families,
+        first=first,
         seed=seed,
         data_sha256=_digest(records),
         data_source=data_source,
@@ -206,22 +277,32 @@ def train_on_records(
         intended_use=intended_use,
         limits=limits,
     )
-    trained.card["split"]["identity"] = identity
-    trained.card["split"]["clustered_by"] = finder
-    if sides is not None:
-        held = np.array(sides) == "valid"
-        chosen = np.array(embedded.residues, dtype=object)
-        audit = audit_leakage(
-            list(chosen[~held]), list(chosen[held]), identity=identity, method=finder, threads=threads
+    trained.card["backbone"]["precision"] = backbone.precision
+    if grouped_by != "given":
+        trained.card["split"]["identity"] = identity
+    trained.card["split"]["clustered_by"] = grouped_by
+    if kin := trained.card["split"].get("dev_with_relatives_in_train"):
+        log.warning(
+            "%d of %d proteins of the split 'dev' have relatives in training; "
+            "the head was chosen and calibrated for such, and will be too sure of others",
+            kin,
+            trained.card["split"]["dev"],
         )
-        trained.card["split"]["leakage"] = audit.to_dict()
-        if split == "random":
-            trained.card["split"]["how"] = f"random proteins, seed {seed}; relatives may be on both sides"
+    if sides is not None and grouped_by != "given":  # who brings clusters has told what relatives are
+        parts: dict[str, list[str]] = {"train": [], "dev": [], "valid": []}
+        for side, residues in zip(sides, embedded.residues, strict=True):
+            parts[side].append(residues)
+        for key, part in (("leakage", parts["train"]), ("leakage_from_dev", parts["dev"])):
+            if part:
+                audit = audit_leakage(part, parts["valid"], identity=identity, method=finder, threads=threads)
+                trained.card["split"][key] = audit.to_dict()
+    if split == "random":
+        trained.card["split"]["how"] = f"random proteins, seed {seed}; relatives may be on both sides"
     return trained
 
 
 def evaluate_on_records(
-    head: TrainedHead,
+    head: TrainedHead | ResidueHead,
     records: Sequence[SequenceRecord],
     backbone: Backbone,
     *,
@@ -241,14 +322,14 @@ def evaluate_on_records(
 
     Parameters
     ----------
-    head : TrainedHead
+    head : TrainedHead or ResidueHead
         What is judged.
     records : sequence of SequenceRecord
         With labels, as `read_labelled` gives them.
     backbone : Backbone
         The head's own.
     identity, cluster_by, threads
-        See `train_on_records`.
+        See `train_on_records`; records with a cluster of their own keep that.
     long, on_invalid, degap, batch_tokens, cache, fp32, progress
         See `embed_records`.
     seed : int, optional
@@ -265,10 +346,27 @@ def evaluate_on_records(
     FingerprintError
         If the backbone is not the head's.
     LabelError
-        If a label is none of the head's classes.
+        If a label is none of the head's classes, or some records have a cluster and others have none.
     InputError
         If no record has a vector.
     """
+    if isinstance(head, ResidueHead):
+        return evaluate_residue_head(
+            head,
+            records,
+            backbone,
+            identity=identity,
+            cluster_by=cluster_by,
+            long=long,
+            on_invalid=on_invalid,
+            degap=degap,
+            batch_tokens=batch_tokens,
+            cache=cache,
+            fp32=fp32,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
     head.check_backbone(backbone)
     _check_labels(records, classes=head.labels, numbers=not head.labels)
     finder = choose_method(cluster_by)
@@ -278,6 +376,7 @@ def evaluate_on_records(
         backbone,
         layer=head.layer,
         pool=head.pool,
+        first=head.first,
         long=long,
         on_invalid=on_invalid,
         degap=degap,
@@ -287,9 +386,14 @@ def evaluate_on_records(
         progress=progress,
     )
     usable = np.isfinite(embedded.features).all(axis=1)
-    groups = cluster_sequences(embedded.residues, identity=identity, method=finder, threads=threads)[usable]
-    outputs, targets = head.logits(embedded.features[usable]), targets[usable]
-    scores = score_predictions(head.task.metrics, targets, head.task.predict(outputs), groups, seed=seed)
+    groups, _ = cluster_records(records, embedded.residues, identity=identity, method=finder, threads=threads)
+    groups, features, targets = groups[usable], embedded.features[usable], targets[usable]
+    read = [embedded.residues[place] for place in np.flatnonzero(usable).tolist()]
+    outputs = head.logits(features, read)
+    predicted = head.task.predict(outputs)
+    scores = score_predictions(head.task.metrics, targets, predicted, groups, seed=seed)
+    if head.threshold:
+        scores |= score_answers(targets, predicted, ~head.refused(features, read), groups, seed=seed)
     trained_on = len({record.id for record in records} & set(head.index.ids))
     if trained_on:
         log.warning(
@@ -307,7 +411,8 @@ def evaluate_on_records(
         rows.append(("left_out_without_vector", str(missing), "", ""))
     for metric, score in scores.items():
         low, high = score["ci95"] or ("", "")
-        rows.append((metric, _decimal(score["value"]), _decimal(low), _decimal(high)))
+        value = "" if score["value"] is None else score["value"]
+        rows.append((metric, _decimal(value), _decimal(low), _decimal(high)))
     error = head.task.calibration_error(outputs, targets, temperature=head.temperature)
     if error is not None:
         rows.append(("calibration_error", _decimal(error), "", ""))
@@ -317,16 +422,21 @@ def evaluate_on_records(
 def describe_card(card: dict[str, Any]) -> str:
     """Put a head's card into a page of text."""
     backbone, split, calibration = card["backbone"], card["split"], card["calibration"]
+    classes = [] if card["task"] == Regression.name else sorted(card.get("labels", ()))
     lines = [
         f"{card['name']}: {card['task']}, {card['head']['kind']} head on {backbone['name']} "
-        f"({backbone['fingerprint']}), layer {backbone['layer']}, {backbone['pool']}",
+        f"({backbone['fingerprint']}), layer {backbone['layer']}, {backbone['pool']}"
+        + (f", first {backbone['first']} residues" if "first" in backbone else ""),
+        *([f"classes  {len(classes)}: {_name_some(classes)}"] if classes else []),
         f"use      {card['intended_use']}",
         f"data     {card['data']['source']}, {card['data']['proteins']} proteins, "
         f"licence: {card['data']['licence']}",
-        f"split    {split['train']} for training, {split['valid']} held out in {split['valid_clusters']} "
+        f"split    {split['train']} for training, "
+        + (f"{split['dev']} to choose by, " if split.get("dev") else "")
+        + f"{split['valid']} held out in {split['valid_clusters']} "
         f"homology clusters; {split['how']}",
         f"         {split['valid_with_relatives_in_train']} of the held-out have relatives in training"
-        + (f" (by {split['clustered_by']}, identity {split['identity']})" if "identity" in split else ""),
+        + _describe_clusters(split),
         "",
         f"{'held-out proteins':<20}" + "".join(f"{metric:>26}" for metric in sorted(card["metrics"])),
         _describe_scores(card["name"], card["metrics"]),
@@ -340,17 +450,45 @@ def describe_card(card: dict[str, Any]) -> str:
             f"calibration error {calibration['ece_before']:.3f}, "
             f"{calibration['ece_after']:.3f} after temperature {calibration['temperature']:.2f}"
         )
+    if families := card.get("families"):
+        gain = families["gain"]
+        low, high = gain["ci95"] or (math.nan, math.nan)
+        lines.append(
+            f"knows {families['count']} families by their words: {gain['value']:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}] {gain['metric']} on the held-out proteins"
+        )
+    if abstention := card.get("abstention"):
+        share, right = abstention["answered"], abstention["accuracy_answered"]
+        lines.append(
+            f"answers {_describe_score(share)} of the held-out proteins (confidence from "
+            f"{abstention['threshold']:.3f}), with an accuracy of {_describe_score(right)}"
+        )
+    width = card.get("uncertainty", {}).get("halfwidth90")
+    if width is not None:
+        lines.append(
+            f"a number is ±{width:.3g} (90%); {card['uncertainty']['held_on_valid']:.1%} of the held-out were"
+        )
     lines.append(f"intervals: {card['intervals']}")
     lines += [f"limit: {limit}" for limit in card["limits"]]
     return "\n".join(lines)
 
 
+def _describe_clusters(split: dict[str, Any]) -> str:
+    if split.get("clustered_by") == "given":
+        return " (by the table's own clusters)"
+    return f" (by {split['clustered_by']}, identity {split['identity']})" if "identity" in split else ""
+
+
 def _describe_scores(name: str, scores: dict[str, Any]) -> str:
-    cells = []
-    for _, score in sorted(scores.items()):
-        interval = " [{:.3f}, {:.3f}]".format(*score["ci95"]) if score["ci95"] else ""
-        cells.append(f"{score['value']:.3f}{interval}")
+    cells = [_describe_score(score) for _, score in sorted(scores.items())]
     return f"{name:<20}" + "".join(f"{cell:>26}" for cell in cells)
+
+
+def _describe_score(score: dict[str, Any]) -> str:
+    if score["value"] is None:
+        return "nothing known"
+    interval = " [{:.3f}, {:.3f}]".format(*score["ci95"]) if score["ci95"] else ""
+    return f"{score['value']:.3f}{interval}"
 
 
 def _decimal(value: float | str) -> str:
@@ -365,12 +503,17 @@ def _check_labels(
         if not record.label:
             raise LabelError(f"{record.place} has no label; give it one or drop it")
         if classes and record.label not in classes:
-            known = ", ".join(classes[:_CLASSES_NAMED]) + ", ..." * (len(classes) > _CLASSES_NAMED)
-            raise LabelError(f"{record.place}: label {record.label!r} is none of the classes {known}")
+            raise LabelError(
+                f"{record.place}: label {record.label!r} is none of the classes {_name_some(classes)}"
+            )
         if numbers and not _is_number(record.label):
             raise LabelError(
                 f"{record.place}: label {record.label!r} is not a finite number; mend or drop it"
             )
+
+
+def _name_some(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:_CLASSES_NAMED]) + ", ..." * (len(classes) > _CLASSES_NAMED)
 
 
 def _is_number(text: str) -> bool:
@@ -380,24 +523,13 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _keep_split_rows(records: Sequence[SequenceRecord]) -> list[SequenceRecord]:
-    kept = [record for record in records if (record.split or "").startswith(("train", "val"))]
-    if not any((record.split or "").startswith("val") for record in kept):
-        found = ", ".join(sorted({record.split or "(empty)" for record in records})[:5])
-        raise LabelError(f"no record's split begins with 'val' (found: {found}); name held-out rows 'valid'")
-    if left := Counter(r.split or "(empty)" for r in records) - Counter(r.split or "" for r in kept):
-        log.warning(
-            "left out by their split: %s", ", ".join(f"{n} of {split!r}" for split, n in left.items())
-        )
-    return kept
-
-
 def _embed(
     records: Sequence[SequenceRecord],
     backbone: Backbone,
     *,
     layer: int,
     pool: str,
+    first: int | None,
     long: Long,
     on_invalid: OnInvalid,
     degap: bool,
@@ -412,6 +544,7 @@ def _embed(
             backbone,
             layer=layer,
             pools=(pool,),
+            first=first,
             long=long,
             on_invalid=on_invalid,
             degap=degap,
@@ -433,10 +566,14 @@ def _embed(
 
 
 def _digest(records: Sequence[SequenceRecord]) -> str:
-    """Hash ids, sequences, labels and splits, in order."""
+    """Hash ids, sequences, labels, splits and, where the table tells them, clusters, in order."""
     digest = hashlib.sha256()
+    clustered = any(record.cluster for record in records)
     for record in records:
-        for text in (record.id, record.sequence, record.label or "", record.split or ""):
+        texts = [record.id, record.sequence, record.label or "", record.split or ""]
+        if clustered:  # a table without them keeps the hash that it had before there were any
+            texts.append(record.cluster or "")
+        for text in texts:
             data = text.encode("utf-8", "surrogateescape")
             digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()

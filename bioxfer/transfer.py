@@ -1,77 +1,45 @@
 """Fit a head to vectors and labels, and measure it honestly.
 
-`fit` chooses the form of the head and its regularisation by cross-validation over homology clusters, and its
-temperature on predictions for proteins it had not seen. `train_head` also holds clusters out, scores the head
-and its baselines on them, and returns the head with its card.
+`fit` chooses the form of the head, its regularisation and its temperature on proteins that it had not seen.
+`train_head` also holds clusters out, scores the head and its baselines on them, and returns the head with its
+card.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bioxfer import __version__
-from bioxfer.clusters import HomologyKFold, homology_split
+from bioxfer.clusters import homology_split
 from bioxfer.errors import LabelError, UsageError
-from bioxfer.evaluate import composition, dipeptides, score_gain, score_predictions
-from bioxfer.heads import HeadKind, NeighbourIndex, TrainedHead, forward
-from bioxfer.solvers import Setting, build_index, train_setting, train_settings
-from bioxfer.tasks import Task, task_from_name
+from bioxfer.evaluate import composition, dipeptides, score_answers, score_gain, score_predictions
+from bioxfer.families import FamilyMemory
+from bioxfer.heads import TrainedHead, confidence
+from bioxfer.selection import FAR_SHARE, Fitted, HeadChoice, check_choice, check_classes, select
+from bioxfer.solvers import build_index, train_setting
+from bioxfer.tasks import UNKNOWN, Regression, Task, task_from_name
 
-__all__ = ["Fitted", "fit", "train_head"]
+__all__ = ["Fitted", "HeadChoice", "check_options", "fit", "train_head"]
 
-HeadChoice: TypeAlias = Literal["auto", "linear", "mlp", "nearest"]
+FAMILY_WEIGHTS = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Logits for one standard deviation of votes; 0.6 suited the unscaled enzymes it was first tried on."""
+
 Floats: TypeAlias = npt.NDArray[np.float32]
+Places: TypeAlias = npt.NDArray[np.intp]
 
-KINDS: tuple[HeadKind, ...] = ("linear", "mlp", "nearest")
-FAR_SHARE = 0.05  # of proteins held out by cluster that may be called far
-_GENERAL_LIMITS = (
-    "Every protein gets an answer of the trained kind, also one to which the question does not apply.",
-    "Scores are calibrated on proteins like those of the training data; a protein flagged far is not one.",
+_ANSWERS_ALL = (
+    "Every protein gets an answer of the trained kind, also one to which the question does not apply."
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
-    """What `fit` found.
-
-    Attributes
-    ----------
-    task : Multiclass or Regression
-        What is predicted.
-    kind : {"linear", "mlp", "nearest"}
-        The chosen form.
-    setting : dict
-        The chosen regularisation.
-    tensors : mapping of str to ndarray
-        Weights for raw features, fitted on all rows.
-    index : NeighbourIndex
-        All rows, to find neighbours in.
-    temperature : float
-        Fitted on ``out_of_fold``.
-    out_of_fold : ndarray (N, C)
-        Outputs for each row by a head that saw no member of its cluster.
-    candidates : list of dict
-        Every ``kind`` and ``setting`` tried, with its out-of-fold ``loss``.
-    """
-
-    task: Task
-    kind: HeadKind
-    setting: Setting
-    tensors: Mapping[str, npt.NDArray[Any]]
-    index: NeighbourIndex
-    temperature: float
-    out_of_fold: Floats
-    candidates: list[dict[str, Any]]
-
-    def outputs(self, features: Floats) -> Floats:
-        """Return outputs ``(N, C)`` of features ``(N, F)``."""
-        return forward(self.kind, self.tensors, self.index, self.task, features)
+_ABSTAINS = "A protein to which the question does not apply may still get an answer; not each is told {}."
+_CALIBRATED = (
+    "Scores are calibrated on proteins like those of the training data; a protein flagged far is not one."
+)
 
 
 def train_head(
@@ -91,6 +59,9 @@ def train_head(
     splits: Sequence[str] | None = None,
     valid: float = 0.15,
     refit: bool = True,
+    abstain: float | None = None,
+    families: bool = False,
+    first: int | None = None,
     folds: int = 5,
     seed: int = 0,
     data_sha256: str = "",
@@ -102,9 +73,12 @@ def train_head(
 ) -> TrainedHead:
     """Train a head, score it on held-out clusters beside its baselines, and return it with its card.
 
-    The form and its regularisation are chosen by cross-validation inside the training part, and so are the
-    temperature and the similarity below which a protein is called far. The validation part is used once: to
-    score what was chosen, and the baselines (majority, composition, dipeptides, nearest neighbour).
+    The form, its regularisation, its temperature, the similarity below which a protein is called far and the
+    confidence below which a head abstains are chosen on the rows of the split ``dev`` by a fit on ``train``;
+    without such rows, by cross-validation inside the training part. A selection part is needed where the
+    backbone was trained on the training rows themselves: it is surer of those than of any new protein. The
+    validation part is used once: to score what was chosen, and the baselines (majority, composition,
+    dipeptides, nearest neighbour).
 
     Parameters
     ----------
@@ -121,12 +95,22 @@ def train_head(
     head, task, folds, seed
         As in `fit`.
     splits : sequence of str, optional
-        ``"train"`` or ``"valid"`` for each protein; whole clusters are held out if not given.
+        ``"train"``, ``"dev"`` or ``"valid"`` for each protein; whole clusters are held out if not given.
     valid : float
         Share of proteins to hold out where ``splits`` is not given.
     refit : bool
-        Fit the shipped weights on all proteins, validation part included, at the chosen setting; the card's
-        numbers are always those of the fit on the training part.
+        Fit the shipped weights on all proteins, selection and validation part included, at the chosen
+        setting; the card's numbers are always those of the fit on the training part.
+    abstain : float, optional
+        Share of the proteins that the head gets right which it may refuse to answer, so as to refuse those
+        to which its question does not apply; it answers every protein if not given. See
+        `bioxfer.heads.confidence`.
+    families : bool
+        Let the head also recognise the families of its training proteins by their words; see
+        `bioxfer.families`. How much they count is chosen on ``dev``, which must be there.
+    first : int, optional
+        Residues, from the start of each protein, that the vectors represent; the composition baselines then
+        see no others. All if not given.
     data_sha256, data_source, licence, intended_use, date : str
         Stated in the card as given; nothing here reads a clock.
     limits : sequence of str
@@ -140,49 +124,87 @@ def train_head(
     Raises
     ------
     LabelError, UsageError
-        As in `fit`; also a split that is neither ``train`` nor ``valid``, or an empty side.
+        As in `fit` and `check_options`; also a split that is none of these, an empty side, or a share to
+        abstain by which the head would still answer every protein.
     """
     vectors = np.ascontiguousarray(features, dtype=np.float32)
     _check_lengths(
         vectors, {"labels": labels, "ids": ids, "sequences": sequences, "groups": np.asarray(groups)}
     )
+    if splits is not None:
+        _check_lengths(vectors, {"splits": splits})
     usable = np.flatnonzero(np.isfinite(vectors).all(axis=1))
     x, group = vectors[usable], np.asarray(groups)[usable]
     label, names, proteins = ([column[i] for i in usable.tolist()] for column in (labels, ids, sequences))
-    chosen_task = task_from_name(task, label)
-    y = chosen_task.encode(label)
-    _check_classes(chosen_task, y, group)
-    balance = y if chosen_task.target_kind == "i" else None
+    whole = task_from_name(task, label)
+    named = () if splits is None else [splits[i] for i in usable.tolist()]
+    check_options(whole, head=head, abstain=abstain, families=families, dev="dev" in named)
     if splits is None:
-        side = homology_split(group, valid=valid, seed=seed, y=balance)
+        codes = whole.encode(label)
+        check_classes(whole, codes, group, least=2)
+        side = homology_split(group, valid=valid, seed=seed, y=codes)  # leaves numbers unbalanced
         how = f"whole homology clusters held out, {valid:.0%} of the proteins, seed {seed}"
     else:
-        _check_lengths(vectors, {"splits": splits})
-        side = np.array([str(splits[i]) for i in usable.tolist()])
+        side = np.array([str(word) for word in named])
         how = "given with the data"
-    train, held = _sides(side)
+    train, dev, held = _sides(side)
+    known = np.sort(np.concatenate([train, dev]))
+    # a mean that knew the validation part would be a small leak
+    chosen_task = whole.restrict([label[i] for i in known.tolist()])
+    y = chosen_task.encode(label)
 
     def fit_part(values: Floats, choice: HeadChoice, n_folds: int) -> Fitted:
-        part = [names[i] for i in train.tolist()]
-        return _fit(values[train], y[train], part, group[train], chosen_task, _kinds(choice), n_folds, seed)
+        part = [names[i] for i in known.tolist()]
+        return select(
+            values[known],
+            y[known],
+            part,
+            group[known],
+            chosen_task,
+            head=choice,
+            dev=side[known] == "dev",
+            folds=n_folds,
+            seed=seed,
+        )
 
     fitted = fit_part(x, head, folds)
     outputs = fitted.outputs(x[held])
+    seen = [protein[:first] for protein in proteins]
+    memory: FamilyMemory | None = None
+    described: dict[str, Any] = {}
+    if families:
+        memory, fitted = _remember(
+            fitted, [seen[i] for i in train.tolist()], y[train], group[train], [seen[i] for i in dev.tolist()]
+        )
+        alone = chosen_task.predict(outputs)
+        outputs = outputs + memory.evidence([seen[i] for i in held.tolist()])
+        described = {
+            "count": len(memory.targets),
+            "weight": memory.weight,
+            "chosen_by": "least loss on dev",
+            "gain": score_gain(
+                chosen_task.metrics, chosen_task.main_metric, y[held], chosen_task.predict(outputs), alone,
+                group[held], seed=seed,
+            ),
+        }  # fmt: skip
+    threshold = 0.0 if abstain is None else _find_threshold(fitted, abstain)
     predicted = chosen_task.predict(outputs)
     neighbour, similarity = fitted.index.search(x[held])
     others = {
         "majority": np.full(len(held), chosen_task.constant(y[train])),
         "nearest": y[train][neighbour[:, 0]],
     }
-    for baseline, table in (("composition", composition(proteins)), ("dipeptides", dipeptides(proteins))):
+    for baseline, table in (("composition", composition(seen)), ("dipeptides", dipeptides(seen))):
         linear = fit_part(table, "linear", min(folds, 3))
         others[baseline] = chosen_task.predict(linear.outputs(table[held]))
+    judge = "dev, by the fit on train" if len(dev) else "out-of-fold outputs of the training part"
+    parts = {"train": train, **({"dev": dev} if len(dev) else {}), "valid": held}
     card = {
         "name": name,
         "task": chosen_task.name,
-        "labels": chosen_task.describe(y[train], y[held]),
+        "labels": chosen_task.describe({part: y[rows] for part, rows in parts.items()}),
         "intended_use": intended_use or f"Predicting {name} of proteins like those of its training data.",
-        "limits": [*_GENERAL_LIMITS, *limits],
+        "limits": [_ANSWERS_ALL if abstain is None else _ABSTAINS.format(UNKNOWN), _CALIBRATED, *limits],
         "data": {
             "source": data_source,
             "sha256": data_sha256,
@@ -193,17 +215,23 @@ def train_head(
         "split": {
             "how": how,
             "train": len(train),
+            "dev": len(dev),
             "valid": len(held),
             "train_clusters": len(np.unique(group[train])),
+            "dev_clusters": len(np.unique(group[dev])),
             "valid_clusters": len(np.unique(group[held])),
             "valid_with_relatives_in_train": int(np.isin(group[held], group[train]).sum()),
+            "dev_with_relatives_in_train": int(np.isin(group[dev], group[train]).sum()),
+            "valid_with_relatives_in_dev": int(np.isin(group[held], group[dev]).sum()),
         },
         "head": {
             "kind": fitted.kind,
             "setting": fitted.setting,
-            "chosen_by": f"least out-of-fold loss, {folds} folds over homology clusters of the training part",
+            "chosen_by": "least loss on dev, by the fit on train"
+            if len(dev)
+            else f"least out-of-fold loss, {folds} folds over homology clusters of the training part",
             "candidates": fitted.candidates,
-            "weights_fitted_on": "train and valid" if refit else "train",
+            "weights_fitted_on": ", ".join(parts) if refit else "train",
             "metrics_measured_on": "valid, by the fit on train alone",
         },
         "backbone": {
@@ -211,12 +239,13 @@ def train_head(
             "fingerprint": backbone_fingerprint,
             "layer": layer,
             "pool": pool,
+            **({} if first is None else {"first": first}),
         },
         "metrics": score_predictions(chosen_task.metrics, y[held], predicted, group[held], seed=seed),
         "baselines": _score_baselines(chosen_task, y[held], predicted, others, group[held], seed),
         "calibration": {
             "temperature": fitted.temperature,
-            "fitted_on": "out-of-fold outputs of the training part",
+            "fitted_on": judge,
             "ece_before": chosen_task.calibration_error(outputs, y[held]),
             "ece_after": chosen_task.calibration_error(outputs, y[held], temperature=fitted.temperature),
         },
@@ -226,13 +255,29 @@ def train_head(
         "seed": seed,
         "date": date,
     }
+    if abstain is not None:
+        chances = chosen_task.probabilities(outputs, temperature=fitted.temperature)
+        answered = confidence(chances, similarity[:, 0]) >= threshold
+        card["abstention"] = {
+            "threshold": threshold,
+            "share_of_right_refused": abstain,
+            "chosen_on": judge,
+            "confidence": "calibrated probability times cosine to the nearest training protein",
+            **score_answers(y[held], predicted, answered, group[held], seed=seed),
+        }
+    if described:
+        card["families"] = described
+    if isinstance(fitted.task, Regression):
+        card["uncertainty"] = _describe_uncertainty(fitted, fitted.task, outputs, y[held], judge)
     tensors, index = fitted.tensors, fitted.index
     if refit:
         tensors = train_setting(fitted.kind, x, y, chosen_task, seed, fitted.setting)
         index = build_index(x, y, names, far=index.far)
+        if memory is not None:
+            memory = FamilyMemory.fit(seen, y, group, n_outputs=memory.n_outputs, weight=memory.weight)
     return TrainedHead(
         name=name,
-        task=chosen_task,
+        task=fitted.task,
         kind=fitted.kind,
         pool=pool,
         layer=layer,
@@ -242,7 +287,35 @@ def train_head(
         temperature=fitted.temperature,
         index=index,
         card=card,
+        threshold=threshold,
+        first=first,
+        families=memory,
     )
+
+
+def _remember(
+    fitted: Fitted,
+    sequences: Sequence[str],
+    targets: npt.NDArray[Any],
+    groups: npt.NDArray[Any],
+    dev: Sequence[str],
+) -> tuple[FamilyMemory, Fitted]:
+    """Learn the families of training proteins, and weigh them by the loss on the selection part."""
+    memory = FamilyMemory.fit(sequences, targets, groups, n_outputs=fitted.task.n_outputs)
+    if memory is None:
+        raise LabelError(
+            "no two training proteins of one label are relatives, so there is no family; leave families out"
+        )
+    evidence = memory.evidence(dev)
+
+    def add(weight: float) -> Floats:
+        return np.asarray(fitted.out_of_fold + weight * evidence, dtype=np.float32)
+
+    weight = min(FAMILY_WEIGHTS, key=lambda w: fitted.task.out_of_sample_loss(add(w), fitted.targets))
+    judged = replace(
+        fitted, out_of_fold=add(weight), temperature=fitted.task.calibrate(add(weight), fitted.targets)
+    )
+    return replace(memory, weight=weight), judged
 
 
 def fit(
@@ -269,8 +342,10 @@ def fit(
     groups : array-like (N,), optional
         Homology clusters, from `bioxfer.clusters.cluster_sequences`. Without them every protein counts as
         unrelated to all others, which makes every estimate of this fit too good where relatives exist.
-    head : {"auto", "linear", "mlp", "nearest"}
-        Form of the head; ``auto`` takes the one with the least out-of-fold loss.
+    head : {"auto", "linear", "mlp", "nearest", "blend"}
+        Form of the head: linear; the average of a few networks with one hidden layer; the votes of the
+        nearest training proteins; a mixture of the better network and these votes. ``auto`` takes the one
+        with the least out-of-fold loss.
     task : {"auto", "multiclass", "regression"}
         See `bioxfer.tasks.task_from_name`.
     folds : int
@@ -299,53 +374,7 @@ def fit(
         raise UsageError(f"{bad} of {len(x)} vectors hold NaN or infinity; drop those proteins first")
     chosen_task = task_from_name(task, labels)
     y = chosen_task.encode(labels)
-    return _fit(x, y, names, group, chosen_task, _kinds(head), folds, seed)
-
-
-def _fit(
-    x: Floats,
-    y: npt.NDArray[Any],
-    ids: Sequence[str],
-    group: npt.NDArray[Any],
-    task: Task,
-    kinds: Sequence[HeadKind],
-    folds: int,
-    seed: int,
-) -> Fitted:
-    _check_classes(task, y, group)
-    balance = y if task.target_kind == "i" else None
-    n_folds = min(folds, len(np.unique(group)))
-    outputs: dict[tuple[HeadKind, int], Floats] = {}
-    settings: dict[tuple[HeadKind, int], list[Setting]] = {}
-    similarity = np.zeros(len(x), dtype=np.float32)
-    for train, test in HomologyKFold(n_folds, seed=seed).split(ids, balance, group):
-        index = build_index(x[train], y[train], [ids[i] for i in train.tolist()])
-        similarity[test] = index.search(x[test])[1][:, 0]
-        for kind in kinds:
-            for place, (setting, tensors) in enumerate(
-                train_settings(kind, x[train], y[train], group[train], task, seed)
-            ):
-                key = (kind, place)
-                table = outputs.setdefault(key, np.zeros((len(x), task.n_outputs), dtype=np.float32))
-                table[test] = forward(kind, tensors, index, task, x[test])
-                settings.setdefault(key, []).append(setting)
-    summary = {key: _median(found) for key, found in settings.items()}
-    loss = {key: task.out_of_sample_loss(table, y) for key, table in outputs.items()}
-    best = min(loss, key=lambda key: loss[key])
-    kind, place = best
-    index = build_index(x, y, ids, far=float(np.quantile(similarity, FAR_SHARE)))
-    return Fitted(
-        task=task,
-        kind=kind,
-        setting=summary[best],
-        tensors=train_setting(kind, x, y, task, seed, summary[best]),
-        index=index,
-        temperature=task.calibrate(outputs[best], y),
-        out_of_fold=outputs[best],
-        candidates=[
-            {"kind": k, "setting": summary[k, i], "loss": value} for (k, i), value in sorted(loss.items())
-        ],
-    )
+    return select(x, y, names, group, chosen_task, head=head, folds=folds, seed=seed)
 
 
 def _score_baselines(
@@ -368,26 +397,86 @@ def _score_baselines(
     }
 
 
-def _kinds(choice: HeadChoice) -> tuple[HeadKind, ...]:
-    if choice == "auto":
-        return KINDS
-    if choice not in KINDS:
-        raise UsageError(f"head {choice!r} is not one of auto, {', '.join(KINDS)}")
-    return (choice,)
-
-
-def _sides(side: npt.NDArray[np.str_]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the places of the training and of the validation proteins."""
-    strange = sorted(set(side.tolist()) - {"train", "valid"})
+def _sides(side: npt.NDArray[np.str_]) -> tuple[Places, Places, Places]:
+    """Return the places of the training, the selection and the validation proteins."""
+    strange = sorted(set(side.tolist()) - {"train", "dev", "valid"})
     if strange:
-        raise UsageError(f"split {strange[0]!r} is neither 'train' nor 'valid'; rename it or drop its rows")
-    train, held = np.flatnonzero(side == "train"), np.flatnonzero(side == "valid")
+        raise UsageError(
+            f"split {strange[0]!r} is neither 'train' nor 'dev' nor 'valid'; rename it or drop its rows"
+        )
+    train, dev, held = (np.flatnonzero(side == part) for part in ("train", "dev", "valid"))
     if not len(train) or not len(held):
         raise UsageError(
             f"{len(train)} training and {len(held)} validation proteins with a vector leave one side empty; "
             "mark some rows of each"
         )
-    return train, held
+    return train, dev, held
+
+
+def _describe_uncertainty(
+    fitted: Fitted, task: Regression, outputs: Floats, y: npt.NDArray[Any], judge: str
+) -> dict[str, Any]:
+    """Say how far a number may be off, and whether that held on the validation part."""
+    residuals = (task.predict(fitted.out_of_fold) - fitted.targets) * task.scale
+    width = task.halfwidth
+    missed = np.abs(task.predict(outputs) - y) * task.scale
+    return {
+        "residual_sd": float(residuals.std()),
+        "halfwidth90": width,
+        "held_on_valid": None if width is None else float((missed <= width).mean()),
+        "fitted_on": judge,
+    }
+
+
+def check_options(task: Task, *, head: HeadChoice, abstain: float | None, families: bool, dev: bool) -> None:
+    """Refuse what `train_head` cannot do for a task.
+
+    Parameters
+    ----------
+    task : Multiclass or Regression
+        What is to be predicted.
+    head, abstain, families
+        As in `train_head`.
+    dev : bool
+        Whether there are rows of the split ``dev``.
+
+    Raises
+    ------
+    UsageError
+        There is no such form; the share to abstain is out of range or asked of a regression; or families are
+        asked of a regression or without rows to weigh them on.
+    LabelError
+        A class has the name of an abstaining head's answer.
+    """
+    check_choice(head)
+    if abstain is not None:
+        _check_abstain(abstain, task)
+    if families and isinstance(task, Regression):
+        raise UsageError("families have labels, and a regression has none; leave families out")
+    if families and not dev:
+        raise UsageError("how much families count is chosen on rows of the split dev, and there are none")
+
+
+def _find_threshold(fitted: Fitted, share: float) -> float:
+    """Find the confidence below which a head abstains, and refuse one that no protein falls below."""
+    threshold = fitted.find_threshold(share)
+    if not threshold > 0:
+        raise UsageError(
+            f"abstain {share} refuses nothing: more than that share of the proteins that the head gets right "
+            "resemble no training protein at all; give a larger share, or leave abstain out"
+        )
+    return threshold
+
+
+def _check_abstain(share: float, task: Task) -> None:
+    if not 0 < share < 1:
+        raise UsageError(f"abstain {share} is not between 0 and 1; give a small share such as 0.05")
+    if not task.labels:
+        raise UsageError(f"a {task.name} has no classes to abstain from; leave abstain out")
+    if UNKNOWN in task.labels:
+        raise LabelError(
+            f"a class is called {UNKNOWN!r}, as an abstaining head's answer is; rename the class"
+        )
 
 
 def _describe_domain(
@@ -408,29 +497,9 @@ def _describe_domain(
     return parts
 
 
-def _median(settings: list[Setting]) -> Setting:
-    """Sum up a setting that each fold found for itself."""
-    return {name: sorted(s[name] for s in settings)[len(settings) // 2] for name in settings[0]}
-
-
 def _check_lengths(x: Floats, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]]) -> None:
     if x.ndim != 2:
         raise UsageError(f"features of shape {x.shape} are not (proteins, dimensions)")
     for name, column in columns.items():
         if len(column) != len(x):
             raise UsageError(f"{len(column)} {name} do not fit {len(x)} vectors; give one for each")
-
-
-def _check_classes(task: Task, y: npt.NDArray[Any], group: npt.NDArray[Any]) -> None:
-    if len(np.unique(group)) < 2:
-        raise LabelError(
-            f"all {len(y)} proteins are relatives of each other, so none can be held out; add diverse ones"
-        )
-    for number, label in enumerate(task.labels):
-        mine = group[y == number]
-        clusters = len(np.unique(mine))
-        if clusters < 2:
-            raise LabelError(
-                f"class {label!r} has {len(mine)} training proteins in {clusters} homology clusters and "
-                "needs at least 2 clusters; add proteins, merge or drop the class"
-            )

@@ -20,6 +20,9 @@ from bioxfer.backbones.compact import (
     RESIDUES,
     CompactBlock,
     CompactModel,
+    _all_taps,
+    _convolve,
+    _Layout,
     _Neighbours,
     load_compact,
     random_backbone,
@@ -52,12 +55,16 @@ def by_the_book(model: CompactModel, residues: str) -> list[Tensor]:
     layers = [x]
     for block in model.blocks:
         assert isinstance(block, CompactBlock)
-        h = block.norm_attention(x)
+        h = block.norm_mix(x)
         kernel = block.neighbours.T.unsqueeze(1)  # (D, 1, taps)
         h = h + F.conv1d(h.T[None], kernel, padding="same", groups=h.shape[1])[0].T
-        q, k, v = block.qkv(h).view(length, 3, heads, HEAD_WIDTH).permute(1, 2, 0, 3)
-        weights = (rotated(q) @ rotated(k).transpose(-1, -2) / HEAD_WIDTH**0.5).softmax(-1)
-        x = x + block.out((weights @ v).transpose(0, 1).reshape(length, -1))
+        if block.qkv is None:
+            mixed = F.gelu(h)
+        else:
+            q, k, v = block.qkv(h).view(length, 3, heads, HEAD_WIDTH).permute(1, 2, 0, 3)
+            weights = (rotated(q) @ rotated(k).transpose(-1, -2) / HEAD_WIDTH**0.5).softmax(-1)
+            mixed = (weights @ v).transpose(0, 1).reshape(length, -1)
+        x = x + block.out(mixed)
         x = x + block.down(F.gelu(block.up(block.norm_feedforward(x))))
         layers.append(x)
     layers[-1] = model.norm(x)
@@ -101,6 +108,15 @@ def test_gradients_of_packed_training_equal_those_of_the_definition():
     assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
     for name, gradient in expected.items():
         assert relative_error(found[name], gradient) < 1e-5, name
+
+
+def test_the_compiled_convolution_equals_the_other():
+    torch.manual_seed(0)
+    h, weight = torch.randn(19, 8), torch.randn(9, 8)
+    pack = pack_tokens([torch.zeros(n, dtype=torch.int64) for n in (2, 4, 4, 9)])
+    after = torch.tensor(pack.lengths)[pack.segments] - 1 - pack.positions
+    layout = _Layout(pack.groups, pack.positions, after, h, h)
+    assert torch.allclose(_all_taps(h, weight, layout), _convolve(h, weight, layout), atol=1e-5)
 
 
 def test_layers_come_in_the_order_asked_for(toy_backbone):

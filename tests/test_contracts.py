@@ -192,10 +192,15 @@ def test_contract_7_a_head_comes_with_its_numbers(name):
     for scores in (card["metrics"], *(found["metrics"] for found in card["baselines"].values())):
         for score in scores.values():
             low, high = score["ci95"]
-            assert low <= score["value"] <= high
-    assert {"majority", "composition", "nearest"} <= set(card["baselines"])
-    assert 0 <= card["calibration"]["ece_after"] <= 1
-    assert 0 <= card["calibration"]["ece_before"] <= 1
+            # 0.005: balanced accuracy counts the classes present, and a draw of clusters may lack a rare one
+            assert low - 0.005 <= score["value"] <= high + 0.005
+    simple = {"residue", "window15"} if card["task"] == "residue-class" else {"composition", "nearest"}
+    assert {"majority"} | simple <= set(card["baselines"])
+    if card["task"] == "regression":
+        assert card["uncertainty"]["halfwidth90"] > 0
+    else:
+        assert 0 <= card["calibration"]["ece_after"] <= 1
+        assert 0 <= card["calibration"]["ece_before"] <= 1
 
 
 @pytest.mark.parametrize("how", ["flag", "variable"])

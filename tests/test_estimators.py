@@ -20,9 +20,9 @@ from bioxfer.heads import TrainedHead
 from bioxfer.sequences import SequenceRecord
 
 
-def fake_embed(records, *, model, layer, pool, precision, device, threads, cache):
+def fake_embed(records, *, model, layer, pool, per_residue, first, precision, device, threads, cache):
     """Embed by composition; an empty sequence has no vector."""
-    texts = [r.sequence if isinstance(r, SequenceRecord) else r for r in records]
+    texts = [(r.sequence if isinstance(r, SequenceRecord) else r)[:first] for r in records]
     vectors = composition(texts)
     empty = [not text for text in texts]
     vectors[empty] = np.nan

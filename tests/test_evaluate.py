@@ -19,6 +19,7 @@ from bioxfer.evaluate import (
     fit_temperature,
     log_loss,
     regression_metrics,
+    score_answers,
     score_gain,
     score_predictions,
 )
@@ -147,3 +148,21 @@ def test_leakage_audit_counts_planted_copies():
     test += ["".join(rng.choice(letters, size=150)) for _ in range(6)]
     audit = audit_leakage(train, test, method="kmer")
     assert audit.to_dict() == {"test": 10, "identical": 2, "near_identical": 3, "homologous": 4}
+
+
+def test_answers_are_scored_by_their_share_and_their_accuracy():
+    rng = np.random.default_rng(2)
+    y, p = rng.integers(0, 2, size=(2, 300))
+    p = np.where(rng.random(300) < 0.5, y, p)
+    answered = rng.random(300) < 0.4
+    found = score_answers(y, p, answered, np.arange(300) // 3)
+    assert found["answered"]["value"] == pytest.approx(answered.mean())
+    assert found["accuracy_answered"]["value"] == pytest.approx((y == p)[answered].mean())
+    for score in found.values():
+        low, high = score["ci95"]
+        assert low < score["value"] < high
+    none = score_answers(y, p, np.zeros(300, dtype=bool), np.arange(300) // 3)
+    assert none["answered"]["value"] == 0
+    assert none["accuracy_answered"] == {"value": None, "ci95": None}
+    lone = score_answers(y, p, answered, np.zeros(300))
+    assert lone["answered"]["ci95"] is lone["accuracy_answered"]["ci95"] is None

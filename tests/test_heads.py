@@ -19,6 +19,7 @@ from bioxfer.heads import NeighbourIndex, TrainedHead, unit_rows
 from bioxfer.tasks import Multiclass, Regression
 
 FEATURES, DIMENSIONS, PROTEINS = 5, 3, 7
+KINDS = ["linear", "mlp", "nearest", "blend", "blend of mlp"]
 IDS = ("sp|P1|A_HUMAN", "../up", "NA", "=1+1", "caf\udce9", "two\nlines", "A/b")
 
 
@@ -29,13 +30,16 @@ def make_head(kind="linear", *, seed=0, task=None, **changes):
     tensors = {
         "linear": {"weight": draw(task.n_outputs, FEATURES), "bias": draw(task.n_outputs)},
         "mlp": {
-            "weight_in": draw(4, FEATURES),
-            "bias_in": draw(4),
-            "weight_out": draw(task.n_outputs, 4),
-            "bias_out": draw(task.n_outputs),
+            "weight_in": draw(2, 4, FEATURES),
+            "bias_in": draw(2, 4),
+            "weight_out": draw(2, task.n_outputs, 4),
+            "bias_out": draw(2, task.n_outputs),
         },
         "nearest": {"neighbours": np.array(3, np.int32), "sharpness": np.array(10.0, np.float32)},
-    }[kind]
+    }
+    mixing = {"share": np.array(0.7, np.float32), "network_temperature": np.array(1.3, np.float32)}
+    tensors["blend"] = tensors["linear"] | tensors["nearest"] | mixing
+    tensors["blend of mlp"] = tensors["mlp"] | tensors["nearest"] | mixing
     targets = np.arange(PROTEINS) % 2
     index = NeighbourIndex(
         ids=IDS,
@@ -48,12 +52,12 @@ def make_head(kind="linear", *, seed=0, task=None, **changes):
     parts = {
         "name": "compartment",
         "task": task,
-        "kind": kind,
+        "kind": kind.split()[0],
         "pool": "mean",
         "layer": 4,
         "backbone": "compact",
         "fingerprint": "0123456789abcdef",
-        "tensors": tensors,
+        "tensors": tensors[kind],
         "temperature": 1.5,
         "index": index,
         "card": {"licence": "CC BY 4.0", "note": "ä \udce9"},
@@ -72,7 +76,7 @@ class Backbone:
     fingerprint: str = "0123456789abcdef"
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "nearest"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("task", [Multiclass(("in", "out")), Regression(50.0, 2.0)])
 def test_a_saved_head_predicts_as_before(kind, task, features, tmp_path):
     head = make_head(kind, task=task)
@@ -97,9 +101,51 @@ def test_linear_and_mlp_heads_are_the_formulas_they_say(features):
     expected = features @ linear.tensors["weight"].T + linear.tensors["bias"]
     np.testing.assert_allclose(linear.logits(features), expected, rtol=1e-6)
     mlp = make_head("mlp")
-    hidden = np.maximum(features @ mlp.tensors["weight_in"].T + mlp.tensors["bias_in"], 0)
-    expected = hidden @ mlp.tensors["weight_out"].T + mlp.tensors["bias_out"]
-    np.testing.assert_allclose(mlp.logits(features), expected, rtol=1e-6)
+    expected = []
+    for member in range(2):
+        w_in, b_in, w_out, b_out = (
+            mlp.tensors[n][member] for n in ("weight_in", "bias_in", "weight_out", "bias_out")
+        )
+        expected.append(mlp.task.probabilities(np.maximum(features @ w_in.T + b_in, 0) @ w_out.T + b_out))
+    found = mlp.task.probabilities(mlp.logits(features))
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-5)
+    parts = [mlp.task.probabilities(make_head("linear").logits(features), temperature=1.3)]
+    parts.append(mlp.task.probabilities(make_head("nearest").logits(features)))
+    found = mlp.task.probabilities(make_head("blend").logits(features))
+    np.testing.assert_allclose(found, 0.7 * parts[0] + 0.3 * parts[1], rtol=1e-5)
+
+
+def test_a_threshold_makes_more_unknown_the_higher_it_is(features, tmp_path):
+    head, counts = make_head(), []
+    for threshold in (0.0, 0.2, 0.4, 0.6, 1.0):
+        strict = make_head(threshold=threshold)
+        decisions = strict.predict(features)
+        assert [d.score for d in decisions] == [d.score for d in head.predict(features)]
+        np.testing.assert_array_equal(strict.predict_proba(features), head.predict_proba(features))
+        sure = [
+            d.score * max(n.similarity, 0) for d, n in zip(decisions, head.nearest(features), strict=True)
+        ]
+        wanted = [s < threshold for s in sure]
+        assert [d.label == "unknown" for d in decisions] == strict.refused(features).tolist() == wanted
+        counts.append(sum(wanted))
+        strict.save(tmp_path / "h")
+        assert TrainedHead.load(tmp_path / "h").predict(features) == decisions
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, len(features))
+    holed = np.full((1, FEATURES), np.nan, dtype=np.float32)
+    assert make_head(threshold=0.5).predict(holed)[0].label == ""
+
+
+def test_a_single_network_of_the_first_version_is_read(features, tmp_path):
+    head = make_head("mlp")
+    head.tensors = {name: value[0] for name, value in head.tensors.items()}
+    head.save(tmp_path / "old")
+    again = TrainedHead.load(tmp_path / "old")
+    assert again.tensors["weight_in"].shape == (1, 4, FEATURES)
+    w = head.tensors
+    expected = np.maximum(features @ w["weight_in"].T + w["bias_in"], 0) @ w["weight_out"].T + w["bias_out"]
+    chances = head.task.probabilities(expected)
+    np.testing.assert_allclose(again.task.probabilities(again.logits(features)), chances, rtol=1e-5)
 
 
 def test_probabilities_sum_to_one_and_score_is_the_largest(features):
@@ -109,7 +155,7 @@ def test_probabilities_sum_to_one_and_score_is_the_largest(features):
     np.testing.assert_allclose([d.score for d in head.predict(features)], chances.max(axis=1))
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "nearest"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_its_neighbours_in_the_batch(kind, features):
     head = make_head(kind)
     together = head.logits(features)
@@ -117,7 +163,7 @@ def test_a_row_does_not_depend_on_its_neighbours_in_the_batch(kind, features):
         np.testing.assert_allclose(head.logits(features[i : i + 1])[0], together[i], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "nearest"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_without_vector_gets_nothing_and_harms_nobody(kind, features):
     head = make_head(kind)
     holed = features.copy()
@@ -201,15 +247,15 @@ def test_a_cut_file_is_refused(tmp_path_factory, whole, cut):
 
 def rewrite(whole, change):
     """Change tensors or metadata as a forger would: with a digest that fits."""
-    from bioxfer.heads import _digest, _to_json
+    from bioxfer.headfile import digest, to_json
 
     (size,) = struct.unpack("<Q", whole[:8])
     meta = json.loads(json.loads(whole[8 : 8 + size])["__metadata__"]["bioxfer"])
     tensors = load(whole)
     del meta["sha256"]
     change(meta, tensors)
-    meta["sha256"] = _digest(meta, tensors)
-    return save(tensors, metadata={"bioxfer": _to_json(meta)})
+    meta["sha256"] = digest(meta, tensors)
+    return save(tensors, metadata={"bioxfer": to_json(meta)})
 
 
 @pytest.mark.parametrize(
@@ -237,6 +283,38 @@ def rewrite(whole, change):
 def test_a_head_that_contradicts_itself_is_refused(tmp_path, whole, change, reason):
     with pytest.raises(HeadFileError, match=reason):
         load_bytes(tmp_path, rewrite(whole, change))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "reason"),
+    [
+        ("mlp", lambda m, t: t.update({"head.bias_in": t["head.bias_in"][:1]}), "head.* of shape"),
+        ("mlp", lambda m, t: t.update({"head.weight_in": t["head.weight_in"][0]}), "head.* of shape"),
+        ("mlp", lambda m, t: t.pop("head.bias_out"), "missing or foreign: head.bias_out"),
+        ("blend", lambda m, t: t.pop("head.share"), "missing or foreign: head.share"),
+        ("blend", lambda m, t: t.pop("head.weight"), "missing or foreign: head.weight"),
+        ("blend", lambda m, t: t.update({"head.weight_in": np.zeros((1, 4, 5))}), "missing or foreign"),
+        ("blend", lambda m, t: t.update({"head.share": np.array(1.0)}), "share 1.0 of the network"),
+        ("blend", lambda m, t: t.update({"head.share": np.array(np.nan)}), "head.share holds NaN"),
+        ("blend", lambda m, t: t.update({"head.share": np.array([0.5])}), "head.share of shape"),
+        (
+            "blend of mlp",
+            lambda m, t: t.update({"head.network_temperature": np.array(0.0)}),
+            "network temperature 0.0 is not above 0",
+        ),
+        ("blend", lambda m, t: t.update({"head.neighbours": np.array(0)}), "0 neighbours are none"),
+        ("linear", lambda m, t: m.update(threshold=1.5), "threshold 1.5 is not between 0 and 1"),
+        ("linear", lambda m, t: m.update(threshold="low"), "threshold 'low' is not a finite number"),
+        ("linear", lambda m, t: m.update(first=0), "first 0 is no number of residues"),
+        ("linear", lambda m, t: m.update(first=True), "first True is no number of residues"),
+        ("linear", lambda m, t: m.update(first=70.0), "first 70.0 is no number of residues"),
+        ("linear", lambda m, t: m.update(first=None), "first None is no number of residues"),
+    ],
+)
+def test_an_ensemble_or_blend_that_contradicts_itself_is_refused(tmp_path, kind, change, reason):
+    make_head(kind).save(tmp_path / "whole")
+    with pytest.raises(HeadFileError, match=reason):
+        load_bytes(tmp_path, rewrite((tmp_path / "whole").read_bytes(), change))
 
 
 def test_a_huge_header_is_not_read(tmp_path):

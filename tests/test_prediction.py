@@ -149,7 +149,10 @@ def test_unknown_heads_are_named(tmp_path):
 
 
 def test_every_ready_head_loads_and_says_its_name():
-    assert set(list_heads()) >= {"structure_class", "localization"}
+    assert set(list_heads()) == {
+        "structure_class", "localization", "membrane", "solubility", "signal_peptide", "enzyme_class",
+        "enzyme_subclass", "secondary_structure", "conservation", "melting_temperature",
+    }  # fmt: skip
     compact = load_compact()
     for name in list_heads():
         found = load_head(name)

@@ -41,6 +41,16 @@ def test_the_structure_class_head_reaches_what_its_card_says(shared):
     assert found["accuracy"] > max(each["metrics"]["accuracy"]["value"] for each in baselines.values())
 
 
+def test_the_secondary_structure_head_reaches_what_its_card_says(shared):
+    head = load_head("secondary_structure")
+    records = [r for r in read_sequences(shared / "secondary_structure3.csv.xz") if r.split == "test_NEW364"]
+    rows = evaluate_on_records(head, records, load_compact(), cluster_by="kmer")
+    found = {metric: float(value) for metric, value, _, _ in rows}
+    assert found["accuracy"] == pytest.approx(head.card["metrics"]["accuracy"]["value"], abs=2e-3)
+    baselines = head.card["baselines"]
+    assert found["accuracy"] > max(each["metrics"]["accuracy"]["value"] for each in baselines.values())
+
+
 def test_the_perplexity_of_the_embedded_backbone_is_that_of_its_card(shared):
     valid = Corpus.read([shared / "corpus" / "valid.txt.xz"])
     some = Corpus(valid.tokens[: valid.offsets[400]], valid.offsets[:401])

@@ -92,7 +92,53 @@ def test_neighbours_vote_by_weight():
     assert mean[0, 0] == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("task", [Multiclass(("a", "b")), Regression(50.0, 2.5)])
+def test_a_refused_row_is_unknown_and_keeps_its_score():
+    task = Multiclass(("a", "b"))
+    outputs = np.array([[0.0, 2.0], [1.0, 0.0], [np.nan, np.nan]], dtype=np.float32)
+    plain, refused = task.decode(outputs), task.decode(outputs, refused=np.array([True, False, True]))
+    assert [d.label for d in refused] == ["unknown", "a", ""]
+    assert [d.score for d in refused[:2]] == [d.score for d in plain[:2]]
+
+
+def test_members_are_averaged_as_probabilities_and_as_numbers():
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(3, 5, 4)).astype(np.float32)
+    task = Multiclass(tuple("abcd"))
+    mean = np.mean([task.probabilities(member) for member in outputs], axis=0)
+    np.testing.assert_allclose(task.probabilities(task.average_outputs(outputs)), mean, rtol=1e-5)
+    numbers = outputs[:, :, :1]
+    np.testing.assert_allclose(Regression(0.0, 1.0).average_outputs(numbers), numbers.mean(axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", [Multiclass(("a", "b")), Regression(0.0, 1.0)])
+def test_a_blend_equals_its_parts_at_the_ends_and_lies_between(task):
+    rng = np.random.default_rng(1)
+    network, votes = rng.normal(size=(2, 6, task.n_outputs)).astype(np.float32)
+
+    def say(outputs, temperature=1.0):
+        found = task.probabilities(outputs, temperature=temperature)
+        return found if task.labels else task.predict(outputs)
+
+    temperature = 1.7 if task.labels else 1.0
+    mixed = {
+        w: say(task.mix_outputs(network, votes, share=w, temperature=temperature)) for w in (0.0, 0.3, 1.0)
+    }
+    np.testing.assert_allclose(mixed[1.0], say(network, temperature), rtol=1e-5)
+    np.testing.assert_allclose(mixed[0.0], say(votes), rtol=1e-5)
+    np.testing.assert_allclose(mixed[0.3], 0.3 * mixed[1.0] + 0.7 * mixed[0.0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_halfwidth_is_the_conformal_rank():
+    task = Regression(50.0, 2.0)
+    y = np.zeros(19)
+    outputs = np.arange(1, 20)[:, None] * np.where(np.arange(19) % 2, 1, -1)[:, None]
+    assert task.calibrate_width(outputs, y).halfwidth == 18 * 2.0  # rank ceil(20 * 0.9) of 19
+    assert task.calibrate_width(outputs[:8], y[:8]).halfwidth is None  # 9 of 8 is too many
+    assert task.calibrate_width(y[:, None], y).halfwidth is None
+    assert "halfwidth" not in task.to_dict()
+
+
+@pytest.mark.parametrize("task", [Multiclass(("a", "b")), Regression(50.0, 2.5), Regression(50.0, 2.5, 1.25)])
 def test_tasks_survive_their_dict(task):
     assert task_from_dict(task.to_dict()) == task
 
@@ -106,6 +152,9 @@ def test_tasks_survive_their_dict(task):
         {"name": "multiclass", "classes": ["a", 1]},
         {"name": "regression", "mean": 0.0, "scale": 0.0},
         {"name": "regression", "mean": 0.0, "scale": math.inf},
+        {"name": "regression", "mean": 0.0, "scale": 1.0, "halfwidth": -1.0},
+        {"name": "regression", "mean": 0.0, "scale": 1.0, "halfwidth": math.nan},
+        {"name": "regression", "mean": 0.0, "scale": 1.0, "halfwidth": "wide"},
         {"name": "pickle", "classes": ["a", "b"]},
     ],
 )

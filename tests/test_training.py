@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,8 +114,42 @@ def test_a_split_column_is_followed_to_the_letter(caplog):
         train(with_splits("train", "test"), split="column")
     with pytest.raises(LabelError, match=r"\(empty\)"):
         train(proteins(), split="column")
-    with pytest.raises(UsageError, match="one side empty"):
+    with pytest.raises(LabelError, match="no record's split begins with 'train'"):
         train(with_splits("valid"), split="column")
+
+
+def test_rows_of_a_split_dev_choose_the_head(caplog):
+    records = with_splits("train", "dev1", "valid", "train_2", "test")
+    trained = train(records, split="column", refit=False)
+    split = trained.card["split"]
+    assert (split["train"], split["dev"], split["valid"]) == (16, 8, 8)
+    assert {"leakage", "leakage_from_dev"} <= set(split)
+    assert set(trained.index.ids) == {r.id for r in records if r.split.startswith("train")}
+    assert trained.card["head"]["chosen_by"] == "least loss on dev, by the fit on train"
+    assert "8 of 'test'" in caplog.text
+    assert "16 for training, 8 to choose by, 8 held out" in describe_card(trained.card)
+    assert "leakage_from_dev" not in train(with_splits("train", "valid"), split="column").card["split"]
+
+
+def test_copies_across_dev_and_validation_are_counted():
+    records = with_splits("train", "dev", "valid", "train")
+    known = next(r for r in records if r.split == "dev")
+    held = next(r for r in records if r.split == "valid" and r.label == known.label)
+    twin = SequenceRecord(held.id, known.sequence, label=known.label, split="valid")
+    split = train([twin if r is held else r for r in records], split="column").card["split"]
+    assert split["leakage"]["identical"] == 0
+    assert split["leakage_from_dev"]["identical"] == split["valid_with_relatives_in_dev"] == 1
+
+
+def test_a_selection_part_with_relatives_in_training_is_warned_of(caplog):
+    records = with_splits("train", "dev", "valid", "train")
+    split = train(records, split="column").card["split"]
+    assert split["dev_with_relatives_in_train"] == 0
+    assert "too sure" not in caplog.text
+    known = next(r for r in records if r.split == "train")
+    copies = [SequenceRecord(f"copy{n}", known.sequence, label=known.label, split="dev") for n in range(3)]
+    train([*records, *copies], split="column")
+    assert "3 of 13 proteins of the split 'dev' have relatives in training" in caplog.text
 
 
 # The head and its card.
@@ -142,7 +177,7 @@ def test_the_same_data_give_the_same_file(tmp_path):
 
 def test_the_data_hash_tells_every_change_of_the_data(monkeypatch):
     def no_training(*_, data_sha256, **__):
-        return SimpleNamespace(card={"data": {"sha256": data_sha256}, "split": {}})
+        return SimpleNamespace(card={"data": {"sha256": data_sha256}, "split": {}, "backbone": {}})
 
     monkeypatch.setattr("bioxfer.training.train_head", no_training)
     records = proteins()
@@ -187,6 +222,17 @@ def test_the_card_as_text_is_the_card():
     assert "calibration" not in describe_card(head("alanine", task="regression").card)
 
 
+def test_the_card_as_text_tells_of_abstention_and_of_the_width_of_a_number():
+    card = train(proteins(), abstain=0.1).card
+    told = card["abstention"]
+    text = describe_card(card)
+    assert f"answers {told['answered']['value']:.3f} [" in text
+    assert f"an accuracy of {told['accuracy_answered']['value']:.3f}" in text
+    assert "answers" not in describe_card(head().card)
+    card = head("alanine", task="regression").card
+    assert f"±{card['uncertainty']['halfwidth90']:.3g} (90%)" in describe_card(card)
+
+
 # Judging.
 
 
@@ -222,6 +268,20 @@ def test_evaluation_equals_the_metrics_by_hand():
     assert abs(said[1] - 0.5) < 0.2
 
 
+def test_a_head_that_abstains_is_judged_by_what_it_answers():
+    fresh = [SequenceRecord(f"new{n}", r.sequence, label=r.label) for n, r in enumerate(proteins(30, seed=9))]
+    strict = train(proteins(), abstain=0.3)
+    rows = judge(fresh, strict)
+    share, low, high = map(float, rows["answered"])
+    assert 0 < low <= share <= high < 1
+    assert float(rows["accuracy_answered"][0]) >= float(rows["accuracy"][0])
+    assert "answered" not in judge(fresh)
+    strict.threshold = 1.0
+    rows = judge(fresh, strict)
+    assert float(rows["answered"][0]) == 0
+    assert rows["accuracy_answered"] == ["", "", ""]
+
+
 def test_a_regression_is_judged_too():
     records = [
         SequenceRecord(f"n{n}", r.sequence, label=f"{r.sequence.count('A') / len(r.sequence):.3f}")
@@ -239,3 +299,67 @@ def test_labels_and_backbones_that_are_not_the_heads_are_refused(toy_backbone):
         evaluate_on_records(head(), proteins(4), toy_backbone)
     with pytest.raises(InputError, match="none of 1"):
         judge([SequenceRecord("a", "", label="oily")])
+
+
+def test_clusters_of_the_table_are_taken_as_they_are(tmp_path):
+    """Relatives by the table's word go to one side together, whatever their sequences say."""
+    records = [replace(r, cluster=f"c{n // 4}") for n, r in enumerate(proteins())]
+    trained = train(records)
+    assert trained.card["split"]["clustered_by"] == "given"
+    assert trained.card["split"]["valid_with_relatives_in_train"] == 0
+    assert (
+        trained.card["split"]["train_clusters"] + trained.card["split"]["valid_clusters"] == len(records) / 4
+    )
+    table = tmp_path / "t.csv"
+    table.write_text("id,sequence,label,cluster\na,MKV,x,one\nb,MKL,y,\n")
+    assert [r.cluster for r in read_labelled(table, None)] == ["one", None]
+    with pytest.raises(LabelError, match=r"record 'b' .*line 3.* has no cluster while others have"):
+        train(read_labelled(table, None))
+
+
+def test_clusters_of_the_table_are_hashed_and_told_and_no_identity_beside_them():
+    records = [replace(r, cluster=f"c{n // 4}") for n, r in enumerate(proteins())]
+    trained = train(records)
+    assert "identity" not in trained.card["split"]
+    assert "(by the table's own clusters)" in describe_card(trained.card)
+    old = trained.card | {"split": trained.card["split"] | {"identity": 0.3}}
+    assert "identity 0.3" not in describe_card(old)
+    alone = train(proteins()).card
+    assert "(by kmer, identity 0.3)" in describe_card(alone)
+    assert alone["data"]["sha256"] == head().card["data"]["sha256"]
+    other = [replace(r, cluster=f"c{n // 2}") for n, r in enumerate(proteins())]
+    hashes = {train(part).card["data"]["sha256"] for part in (records, other, proteins())}
+    assert len(hashes) == 3
+
+
+def test_evaluation_keeps_the_clusters_of_the_table():
+    records = [replace(r, cluster=f"c{n // 4}") for n, r in enumerate(proteins(20, seed=4))]
+    assert judge(records)["clusters"][0] == "5"
+    with pytest.raises(LabelError, match="has no cluster while others have"):
+        judge([*records, *proteins(1, seed=5)])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"abstain": 1.5}, UsageError, "abstain 1.5 is not between 0 and 1"),
+        ({"families": True}, UsageError, "rows of the split dev, and there are none"),
+        ({"head": "tree"}, UsageError, "head 'tree' is not one of"),
+        ({"split": "column"}, LabelError, "no record's split begins with 'train'"),
+        ({"task": "regression", "families": True}, UsageError, "a regression has none"),
+        ({"task": "regression", "abstain": 0.1}, UsageError, "no classes to abstain from"),
+    ],
+)
+def test_options_are_refused_before_anything_is_embedded(monkeypatch, options, error, told):
+    monkeypatch.setattr("bioxfer.training.embed_records", None)
+    records = with_splits("valid")
+    if options.get("task") == "regression":
+        records = [replace(r, label=f"{n}.5") for n, r in enumerate(records)]
+    with pytest.raises(error, match=told):
+        train(records, **options)
+
+
+def test_a_share_to_abstain_that_refuses_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr("bioxfer.selection.confidence", lambda chances, cosines: np.zeros(len(chances)))
+    with pytest.raises(UsageError, match=r"abstain 0\.1 refuses nothing.*give a larger share"):
+        train(proteins(), abstain=0.1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from bioxfer.errors import LabelError, UsageError
-from bioxfer.heads import TrainedHead
+from bioxfer.heads import TrainedHead, confidence
+from bioxfer.tasks import Regression
 from bioxfer.transfer import fit, train_head
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -49,6 +51,7 @@ def _short_path():
     """Try few penalties: the tests ask what is done with them, not how many there are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bioxfer.solvers.PENALTIES", (0.1, 0.01, 0.001))
+        patch.setattr("bioxfer.solvers.STEPS", (20, 60, 120))
         yield
 
 
@@ -62,7 +65,9 @@ def trained(data):
     return data.train(licence="CC0", data_sha256="abc", date="2026-01-01", limits=["Toy data."])
 
 
-@pytest.mark.parametrize(("head", "least"), [("linear", 0.9), ("mlp", 0.85), ("nearest", 0.7)])
+@pytest.mark.parametrize(
+    ("head", "least"), [("linear", 0.9), ("mlp", 0.85), ("nearest", 0.7), ("blend", 0.85)]
+)
 def test_each_form_learns_a_planted_signal_across_clusters(data, head, least):
     fitted = fit(data.x, data.labels, groups=data.groups, head=head, folds=3)
     right = fitted.task.predict(fitted.out_of_fold) == fitted.task.encode(data.labels)
@@ -74,7 +79,7 @@ def test_auto_takes_the_least_out_of_fold_loss(data):
     fitted = fit(data.x, data.labels, groups=data.groups, folds=3)
     best = min(fitted.candidates, key=lambda c: c["loss"])
     assert (fitted.kind, fitted.setting) == (best["kind"], best["setting"])
-    assert {c["kind"] for c in fitted.candidates} == {"linear", "mlp", "nearest"}
+    assert {c["kind"] for c in fitted.candidates} == {"linear", "mlp", "nearest", "blend"}
 
 
 def test_regression_runs_through_the_same_fit(data):
@@ -155,6 +160,10 @@ def test_the_card_says_all_that_contract_7_asks(trained):
         for score in part.values():
             low, high = score["ci95"]
             assert low - 1e-9 <= score["value"] <= high + 1e-9
+    assert card["head"]["chosen_by"].startswith("least out-of-fold loss, 3 folds")
+    assert card["calibration"]["fitted_on"] == "out-of-fold outputs of the training part"
+    assert (card["split"]["dev"], card["split"]["dev_clusters"]) == (0, 0)
+    assert "abstention" not in card
     assert {"temperature", "ece_before", "ece_after"} <= set(card["calibration"])
     assert card["backbone"] == {"name": "toy", "fingerprint": "f" * 16, "layer": 2, "pool": "mean"}
     assert card["intended_use"]
@@ -219,3 +228,135 @@ def test_regression_heads_have_a_card_too(data):
     assert head.card["calibration"]["ece_after"] is None
     assert head.card["labels"]["train"]["count"] == head.card["split"]["train"]
     json.dumps(head.card, allow_nan=False)
+
+
+# The selection part.
+
+
+def three_parts(data):
+    """Whole clusters: three of five to train, one to choose by, one held out."""
+    return [("train", "train", "dev", "train", "valid")[g % 5] for g in data.groups]
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "nearest", "blend", "auto"])
+def test_validation_rows_have_no_say_in_the_head(data, head):
+    def parts(change):
+        other = Data()
+        for place, split in enumerate(three_parts(other)):
+            if split == "valid" and change:
+                other.labels[place] = "in" if other.labels[place] == "out" else "out"
+                other.x[place] += 5
+        return other.train(splits=three_parts(other), head=head, refit=False, abstain=0.1)
+
+    first, second = parts(False), parts(True)
+    assert (first.temperature, first.threshold, first.kind) == (
+        second.temperature, second.threshold, second.kind,
+    )  # fmt: skip
+    assert first.card["head"] == second.card["head"]
+    assert first.card["metrics"] != second.card["metrics"]
+    for name, tensor in first.tensors.items():
+        np.testing.assert_array_equal(tensor, second.tensors[name])
+    np.testing.assert_array_equal(first.index.vectors, second.index.vectors)
+    assert first.index.far == second.index.far
+
+
+def test_selection_rows_choose_and_are_not_learnt_from(data):
+    """Labels of the selection part are noise, so the strongest penalty and a high temperature win."""
+    splits = three_parts(data)
+    plain = data.train(splits=splits, refit=False)
+    noisy = Data()
+    rng = np.random.default_rng(5)
+    for place, split in enumerate(splits):
+        if split == "dev":
+            noisy.labels[place] = ("in", "out")[rng.integers(2)]
+    head = noisy.train(splits=splits, refit=False)
+    assert head.card["head"]["setting"]["penalty"] > plain.card["head"]["setting"]["penalty"]
+    assert head.temperature > 2 * plain.temperature
+    assert set(head.index.ids) == {i for i, s in zip(data.ids, splits, strict=True) if s == "train"}
+    again = data.train(splits=["train" if s == "dev" else s for s in splits], refit=False)
+    assert len(again.index.ids) > len(head.index.ids)
+
+
+def test_the_card_says_that_selection_rows_chose(data):
+    splits = three_parts(data)
+    card = data.train(splits=splits).card
+    assert card["head"]["chosen_by"] == "least loss on dev, by the fit on train"
+    assert card["head"]["weights_fitted_on"] == "train, dev, valid"
+    assert card["calibration"]["fitted_on"] == "dev, by the fit on train"
+    assert card["split"]["dev"] == splits.count("dev") == sum(n["dev"] for n in card["labels"].values())
+    assert card["split"]["dev_clusters"] == splits.count("dev") / 3
+    assert card["split"]["valid_with_relatives_in_dev"] == card["split"]["dev_with_relatives_in_train"] == 0
+    apart = data.train(splits=splits, refit=False)
+    assert apart.card["head"]["weights_fitted_on"] == "train"
+    assert apart.card["metrics"] == card["metrics"]
+
+
+def test_refit_learns_from_every_part(data):
+    splits = three_parts(data)
+    whole = data.train(splits=splits)
+    assert set(whole.index.ids) == set(data.ids)
+    for kind in ("mlp", "blend"):
+        head = data.train(splits=splits, head=kind)
+        assert head.kind == kind
+        assert np.mean([d.label for d in head.predict(data.x)] == np.array(data.labels)) > 0.85
+
+
+# Abstention.
+
+
+def test_the_threshold_refuses_the_asked_share_of_right_answers(data):
+    fitted = fit(data.x, data.labels, groups=data.groups, head="linear", folds=3)
+    chances = fitted.task.probabilities(fitted.out_of_fold, temperature=fitted.temperature)
+    right = fitted.task.predict(fitted.out_of_fold) == fitted.targets
+    sure = confidence(chances, fitted.similarity)
+    thresholds = [fitted.find_threshold(share) for share in (0.01, 0.05, 0.2, 0.5)]
+    assert thresholds == sorted(thresholds)
+    for share, threshold in zip((0.01, 0.05, 0.2, 0.5), thresholds, strict=True):
+        assert (sure[right] < threshold).sum() == int(share * right.sum())
+
+
+def test_an_abstaining_head_refuses_what_is_like_nothing_it_knows(data, trained):
+    head = data.train(abstain=0.05)
+    told = head.card["abstention"]
+    assert told["threshold"] == head.threshold > 0
+    assert 0.5 < told["answered"]["value"] <= 1
+    assert told["accuracy_answered"]["value"] >= head.card["metrics"]["accuracy"]["value"]
+    json.dumps(head.card, allow_nan=False)
+    np.testing.assert_array_equal(head.predict_proba(data.x), trained.predict_proba(data.x))
+    aliens = np.random.default_rng(3).normal(size=(40, data.x.shape[1])).astype(np.float32) * 7 + 100
+    known = np.mean([d.label == "unknown" for d in head.predict(data.x)])
+    assert np.mean([d.label == "unknown" for d in head.predict(aliens)]) > known
+
+
+def test_abstention_that_means_nothing_is_refused(data):
+    with pytest.raises(UsageError, match=r"abstain 1\.5 is not between 0 and 1"):
+        data.train(abstain=1.5)
+    numbers = Data()
+    numbers.labels = [f"{v:.3f}" for v in numbers.value]
+    with pytest.raises(UsageError, match="a regression has no classes to abstain from"):
+        numbers.train(abstain=0.05)
+    named = Data()
+    named.labels = ["unknown" if label == "in" else label for label in named.labels]
+    with pytest.raises(LabelError, match="a class is called 'unknown'"):
+        named.train(abstain=0.05)
+
+
+# Uncertainty of numbers.
+
+
+@pytest.mark.parametrize("dev", [False, True])
+def test_a_number_comes_with_an_honest_width(data, dev, tmp_path):
+    numbers = Data(seed=4, clusters=150)
+    noise = np.random.default_rng(4).normal(size=len(numbers.value))
+    numbers.labels = [f"{v * 10 + e * 5:.3f}" for v, e in zip(numbers.value, noise, strict=True)]
+    head = numbers.train(splits=three_parts(numbers) if dev else None)
+    told = head.card["uncertainty"]
+    assert told["halfwidth90"] == head.task.halfwidth
+    assert told["residual_sd"] == pytest.approx(5, rel=0.3)
+    assert told["halfwidth90"] == pytest.approx(1.645 * 5, rel=0.3)
+    assert 0.75 < told["held_on_valid"] <= 1
+    if dev:  # a mean that knew the validation rows would be a small leak
+        known = [label for label, s in zip(numbers.labels, three_parts(numbers), strict=True) if s != "valid"]
+        assert replace(head.task, halfwidth=None) == Regression.from_labels(known)
+    head.save(tmp_path / "h")
+    assert TrainedHead.load(tmp_path / "h").task == head.task

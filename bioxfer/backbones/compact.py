@@ -1,11 +1,12 @@
 """The embedded backbone: a small protein language model that ships with bioxfer.
 
-ESM-2's plan (Lin et al. 2023, doi:10.1126/science.ade2574: rotary positions,
-pre-norm blocks, masked-residue training) at a size that an ordinary processor
-runs at tens of thousands of residues a second. Two things differ: attention
-heads are 64 wide, since narrow heads spend their time in ``exp``; and a
-depthwise convolution over five neighbours stands before each attention, as in
-Primer (So et al. 2021, arXiv:2109.08668), which small models learn faster with.
+Every block convolves over neighbours, channel by channel, as ConvNeXt does (Liu
+et al. 2022, arXiv:2201.03545); some attend to the whole protein afterwards, with
+ESM-2's rotary positions and pre-norm residual stream (Lin et al. 2023,
+doi:10.1126/science.ade2574). Convolutions learn local patterns from far fewer
+proteins than attention does; two attending blocks among six were better than
+none and better than all (benchmarks/pretraining_log.md). Attention heads are 64
+wide, since narrow heads spend their time in ``exp``.
 
 `bioxfer.pretrain` trains the same `CompactModel` that runs here.
 """
@@ -54,6 +55,8 @@ VOCABULARY = len(RESIDUES) + 3
 HEAD_WIDTH = 64
 ROUND = 64  # a pack is filled up to a multiple of this, see CompactModel.forward
 
+FORMAT = "bioxfer-compact-2"
+
 Groups = tuple[tuple[int, int, int], ...]
 
 _TOKEN_OF_BYTE = np.full(256, RESIDUES.index("X"), dtype=np.uint8)
@@ -86,44 +89,86 @@ class CompactConfig:
     width : int
         Width of the residual stream, a multiple of 64.
     layers : int
-        Number of transformer blocks.
+        Number of blocks.
     kernel : int
-        Neighbours that the depthwise convolution sees, odd.
+        Residues that the depthwise convolution of each block sees, odd.
+    attention : tuple of int
+        Blocks that attend, counted from 1; the others mix by convolution alone.
     window : int
         Residues seen at once; training showed it crops up to this length.
     """
 
     width: int = 256
-    layers: int = 5
-    kernel: int = 5
+    layers: int = 6
+    kernel: int = 9
+    attention: tuple[int, ...] = (3, 5)
     window: int = 1022
 
 
-class CompactBlock(nn.Module):
-    """One pre-norm transformer block with a convolution before its attention."""
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What blocks need to know of a pack: its groups, and for each token its place and rotation."""
 
-    def __init__(self, config: CompactConfig) -> None:
+    groups: Groups
+    before: Tensor  # (T,) tokens of the same sequence that stand before
+    after: Tensor  # (T,) and after
+    cos: Tensor
+    sin: Tensor
+
+
+class CompactBlock(nn.Module):
+    """One pre-norm block: a convolution over neighbours, attention in some, and a feed-forward part."""
+
+    def __init__(self, config: CompactConfig, *, attends: bool) -> None:
         super().__init__()
         width = config.width
-        self.norm_attention = nn.LayerNorm(width)
+        self.norm_mix = nn.LayerNorm(width)
         self.neighbours = nn.Parameter(torch.zeros(config.kernel, width))
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width) if attends else None
         self.out = nn.Linear(width, width)
         self.norm_feedforward = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, groups: Groups, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, layout: _Layout) -> Tensor:
         """Transform packed tokens ``x: (T, D)``."""
-        heads = (-1, 3, x.shape[-1] // HEAD_WIDTH, HEAD_WIDTH)
-        h = self.norm_attention(x).to(cos.dtype)
-        h = _Neighbours.apply(h, self.neighbours.to(h.dtype), groups)  # type: ignore[no-untyped-call]
-        q, k, v = self.qkv(h).view(heads).unbind(1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        attended = attend(q, k, v, groups, scale=HEAD_WIDTH**-0.5)
-        x = x + cast(Tensor, self.out(attended.flatten(1)))
-        h = self.norm_feedforward(x).to(cos.dtype)
+        h = self.norm_mix(x).to(layout.cos.dtype)
+        h = _convolve(h, self.neighbours.to(h.dtype), layout)
+        if self.qkv is None:
+            mixed = F.gelu(h)
+        else:
+            heads = (-1, 3, x.shape[-1] // HEAD_WIDTH, HEAD_WIDTH)
+            q, k, v = self.qkv(h).view(heads).unbind(1)
+            q, k = rotate(q, layout.cos, layout.sin), rotate(k, layout.cos, layout.sin)
+            mixed = _attend(q, k, v, layout).flatten(1)
+        x = x + cast(Tensor, self.out(mixed))
+        h = self.norm_feedforward(x).to(layout.cos.dtype)
         return x + cast(Tensor, self.down(F.gelu(self.up(h))))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend(q: Tensor, k: Tensor, v: Tensor, layout: _Layout) -> Tensor:
+    # The groups differ from pack to pack, and compiled code would be made anew for each.
+    return attend(q, k, v, layout.groups, scale=HEAD_WIDTH**-0.5)
+
+
+def _convolve(h: Tensor, weight: Tensor, layout: _Layout) -> Tensor:
+    """Add to each token of ``h: (T, D)`` a weighted sum of those around it in its own sequence."""
+    if torch.compiler.is_compiling():
+        return _all_taps(h, weight, layout)
+    return cast(Tensor, _Neighbours.apply(h, weight, layout.groups))  # type: ignore[no-untyped-call]
+
+
+def _all_taps(h: Tensor, weight: Tensor, layout: _Layout) -> Tensor:
+    """Do what `_Neighbours` does in a form that compiles to one pass, the same for every pack."""
+    reach = weight.shape[0] // 2
+    wide = F.pad(h, (0, 0, reach, reach))
+    total = h
+    for tap in range(weight.shape[0]):
+        shift = tap - reach
+        inside = layout.before >= -shift if shift < 0 else layout.after >= shift
+        total = total + wide[tap : tap + len(h)] * inside.unsqueeze(1) * weight[tap]
+    return total
 
 
 class _Neighbours(torch.autograd.Function):
@@ -192,7 +237,9 @@ class CompactModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(VOCABULARY, config.width)
-        self.blocks = nn.ModuleList(CompactBlock(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            CompactBlock(config, attends=number in config.attention) for number in range(1, config.layers + 1)
+        )
         self.norm = nn.LayerNorm(config.width)
         self.lm_head = nn.Linear(config.width, VOCABULARY)
         self._initialise()
@@ -209,6 +256,7 @@ class CompactModel(nn.Module):
         shrink = (2 * self.config.layers) ** -0.5
         for block in self.blocks:
             assert isinstance(block, CompactBlock)
+            nn.init.normal_(block.neighbours, std=0.1 * self.config.kernel**-0.5)
             for writer in (block.out, block.down):
                 with torch.no_grad():
                     writer.weight.mul_(shrink)
@@ -242,13 +290,15 @@ class CompactModel(nn.Module):
         idle = -count % ROUND
         tokens, positions = F.pad(pack.tokens, (0, idle)), F.pad(pack.positions, (0, idle))
         groups = (*pack.groups, (count, 1, idle)) if idle else pack.groups
+        after = torch.tensor(pack.lengths, device=tokens.device)[pack.segments] - 1 - pack.positions
         cos, sin = (table.to(self._matrix_dtype()) for table in rotary_tables(positions, HEAD_WIDTH))
+        layout = _Layout(groups, positions, F.pad(after, (0, idle)), cos, sin)
         x = self.embedding(tokens).float()
         states = {0: x}
         for number, block in enumerate(self.blocks, start=1):
             if number > max(wanted):
                 break
-            x = block(x, groups, cos, sin)
+            x = block(x, layout)
             states[number] = x if number < last else self.norm(x)
             if number not in wanted:
                 del states[number]
@@ -349,7 +399,7 @@ def save_compact(model: CompactModel, path: str | Path, *, card: dict[str, Any])
 
     tensors = {n: t.detach().to("cpu", torch.float16).contiguous() for n, t in model.state_dict().items()}
     metadata = {
-        "format": "bioxfer-compact-1",
+        "format": FORMAT,
         "config": json.dumps(asdict(model.config), sort_keys=True),
         "card": json.dumps(card, sort_keys=True),
     }
@@ -367,7 +417,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
         raise WeightsError(
             f"{path}: not a readable safetensors file ({error}); fetch or train the weights again"
         ) from error
-    if metadata.get("format") != "bioxfer-compact-1":
+    if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path}: not weights of a compact backbone; make them with `bioxfer pretrain`")
     return dict(metadata)
 
@@ -409,7 +459,8 @@ def load_compact(
     place = Path(path) if path is not None else COMPACT_WEIGHTS
     metadata = _read_metadata(place)
     try:
-        config = CompactConfig(**json.loads(metadata["config"]))
+        shape = json.loads(metadata["config"])
+        config = CompactConfig(**{**shape, "attention": tuple(shape["attention"])})
         card = json.loads(metadata["card"])
         model = CompactModel(config)
         model.load_state_dict({n: t.float() for n, t in load_file(place).items()})
@@ -439,7 +490,8 @@ def random_backbone(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CompactModel(CompactConfig(width=width, layers=layers, window=window))
+        attention = tuple(range(2, layers + 1, 2))
+        model = CompactModel(CompactConfig(width=width, layers=layers, attention=attention, window=window))
         for block in model.blocks:
             assert isinstance(block, CompactBlock)
             nn.init.normal_(block.neighbours, std=0.2)

@@ -101,14 +101,19 @@ def verify_model(
 def list_ready_heads() -> None:
     """List the ready heads.
 
-    Columns: name, task, kind, classes, backbone, pool.
+    Columns: name, task, kind, classes (0 for a number), backbone, pool, first (how many residues of a protein
+    the head reads), threshold (confidence below which it says unknown; none if it answers always).
     """
+    from bioxfer.heads import TrainedHead
     from bioxfer.prediction import list_heads, load_head
 
-    typer.echo("name\ttask\tkind\tclasses\tbackbone\tpool")
+    typer.echo("name\ttask\tkind\tclasses\tbackbone\tpool\tfirst\tthreshold")
     for name in list_heads():
         head = load_head(name)
-        typer.echo(f"{name}\t{head.task.name}\t{head.kind}\t{len(head.labels)}\t{head.backbone}\t{head.pool}")
+        first = head.first if isinstance(head, TrainedHead) else None
+        threshold = head.threshold if isinstance(head, TrainedHead) else 0.0
+        cells = [name, head.task.name, head.kind, len(head.labels), head.backbone, head.pool, first or "all"]
+        typer.echo("\t".join(map(str, [*cells, f"{threshold:.3f}" if threshold else "none"])))
 
 
 @heads_app.command("show", epilog=EXIT_CODES)

@@ -56,11 +56,20 @@ def predict_command(
     ] = None,
     model: HeadsModel = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add one column per class to a wide table.")
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Add one column per class to a wide table, except for heads for residues; a head that says "
+            "unknown fills them too.",
+        ),
     ] = False,
     shape: Annotated[
         TableShape,
-        typer.Option("--format", help="One row per protein; or one per protein, head and class."),
+        typer.Option(
+            "--format",
+            help="One row per protein; or one per protein, head and class (of heads for residues, one per "
+            "residue).",
+        ),
     ] = TableShape.wide,
     device: Device = "cpu",
     threads: Threads = None,
@@ -84,7 +93,9 @@ def predict_command(
     One row per record, in input order. Columns: id, length, status (ok, windowed, truncated, skipped,
     failed), message; then, for each head, its label, the calibrated score, the nearest training protein
     with its cosine similarity, and a flag (in-domain or far). A long table has head, rank, label and score
-    instead.
+    instead; where a head says unknown, that is a row of rank 0, without a score, before its classes. The
+    label of a head for residues has one character per residue (? where the end was cut off), its score is
+    the mean over residues, and a long table then has position and residue too.
     """
     start_messages(quiet=quiet, verbose=verbose)
     from bioxfer.output import check_output, table_format

@@ -108,6 +108,8 @@ class HeadForm(str, Enum):
     linear = "linear"
     mlp = "mlp"
     nearest = "nearest"
+    blend = "blend"
+    conv = "conv"
 
 
 class TaskKind(str, Enum):
@@ -116,6 +118,7 @@ class TaskKind(str, Enum):
     auto = "auto"
     multiclass = "multiclass"
     regression = "regression"
+    residue_class = "residue-class"
 
 
 class Split(str, Enum):

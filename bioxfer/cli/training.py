@@ -30,7 +30,6 @@ from bioxfer.cli.options import (
     OnDuplicateOption,
     OnInvalidOption,
     Overwrite,
-    Pool,
     Precision,
     PrecisionOption,
     Quiet,
@@ -71,7 +70,8 @@ def train_command(
         typer.Option(
             "--split",
             help="Hold out whole homology clusters, random proteins, or the rows whose split column begins "
-            "with val; rows that begin with neither val nor train are then left out.",
+            "with val; rows that begin with dev then choose the head in place of cross-validation, and rows "
+            "that begin with none of train, dev and val are left out.",
         ),
     ] = Split.homology,
     identity: Identity = 0.3,
@@ -82,7 +82,15 @@ def train_command(
     ] = 0.15,
     model: Model = "compact",
     layer: Layer = None,
-    pool: Pool = "mean+max",
+    pool: Annotated[
+        str,
+        typer.Option(
+            "--pool",
+            metavar="POOL",
+            help="mean, max, cls, start or end (first and last 32 residues), or several joined by +; of no "
+            "effect on heads for residues, which read each residue.",
+        ),
+    ] = "mean+max",
     refit: Annotated[
         bool,
         typer.Option(
@@ -90,6 +98,32 @@ def train_command(
             help="Ship weights fitted on all proteins, or on the training part alone, as the metrics are.",
         ),
     ] = True,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            "--abstain",
+            metavar="SHARE",
+            help="Let the head say unknown where it is not sure, at the price of this share of its right "
+            "answers, such as 0.05; it answers every protein if not given.",
+        ),
+    ] = None,
+    families: Annotated[
+        bool,
+        typer.Option(
+            "--families",
+            help="Let the head also recognise relatives of its training proteins by their words, as homology "
+            "search would; needs rows of the split dev.",
+        ),
+    ] = False,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            "--first",
+            min=1,
+            metavar="N",
+            help="Let the head read only the first N residues of each protein, in training and ever after.",
+        ),
+    ] = None,
     licence: Annotated[
         str, typer.Option("--licence", metavar="TEXT", help="Licence of the labels, for the card.")
     ] = "",
@@ -153,6 +187,9 @@ def train_command(
             cluster_by=cluster_by.value,
             valid=valid,
             refit=refit,
+            abstain=abstain,
+            families=families,
+            first=first,
             layer=layer,
             pool=pool,
             licence=licence,
@@ -259,8 +296,9 @@ def pretrain_command(
         list[str] | None,
         typer.Option(
             "--source",
-            metavar="FILE",
-            help="Labelled table id,sequence,label of a source task; may be repeated.",
+            metavar="FILE[=WEIGHT]",
+            help="Labelled table id,sequence,label of a source task, and a factor on its share of the "
+            "tokens; may be repeated.",
         ),
     ] = None,
     exclude: Annotated[
@@ -268,15 +306,20 @@ def pretrain_command(
         typer.Option(
             "--exclude",
             metavar="FILE",
-            help="Table of test proteins; source rows that resemble one are left out. May be repeated.",
+            help="Table of test proteins; source rows that resemble one are left out. With a split column, "
+            "its rows whose split begins with test, val or dev. May be repeated.",
         ),
     ] = None,
     lam: Annotated[
         float,
+        typer.Option("--lam", min=0.0, metavar="λ", help="Weight λ of the source tasks that label residues."),
+    ] = 1.0,
+    lam_proteins: Annotated[
+        float,
         typer.Option(
-            "--lam", min=0.0, metavar="λ", help="Weight of the source tasks in L = L_mlm + λ·ΣL_source."
+            "--lam-proteins", min=0.0, metavar="λ", help="Weight of the source tasks that label proteins."
         ),
-    ] = 0.5,
+    ] = 0.2,
     source_share: Annotated[
         float,
         typer.Option(
@@ -284,13 +327,32 @@ def pretrain_command(
             min=0.0,
             max=1.0,
             metavar="SHARE",
-            help="Share of crops that come from source tables.",
+            help="Share of the tokens that come from source tables.",
         ),
-    ] = 0.25,
+    ] = 0.85,
+    source_mask_share: Annotated[
+        float,
+        typer.Option(
+            "--source-mask-share",
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Share of the residues of source proteins that are hidden and asked for.",
+        ),
+    ] = 0.0,
     width: Annotated[
         int, typer.Option("--width", min=64, metavar="D", help="Width of the model, a multiple of 64.")
     ] = 256,
-    layers: Annotated[int, typer.Option("--layers", min=1, metavar="N", help="Transformer blocks.")] = 5,
+    layers: Annotated[int, typer.Option("--layers", min=1, metavar="N", help="Blocks.")] = 6,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            metavar="N,N",
+            help="Blocks that attend, from 1; the others mix neighbours alone. Those of 3 and 5 that there "
+            "are, if not given.",
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -306,11 +368,17 @@ def pretrain_command(
     ] = 8192,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", min=0.0, metavar="RATE", help="Peak of the schedule.")
-    ] = 2e-3,
+    ] = 1.5e-3,
     optimizer: Annotated[
         str,
         typer.Option("--optimizer", metavar="NAME", help="muon or adamw, for the matrices in the blocks."),
     ] = "muon",
+    weight_decay: Annotated[
+        float, typer.Option("--weight-decay", min=0.0, metavar="RATE", help="Decoupled, on matrices.")
+    ] = 0.05,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks; faster, and needs a C++ compiler.")
+    ] = False,
     checkpoint: Annotated[
         str | None,
         typer.Option("--checkpoint", metavar="FILE", help="State to keep, and to go on from if it is there."),
@@ -333,7 +401,8 @@ def pretrain_command(
 
     if not out.endswith(".safetensors"):
         raise UsageError(f"weights are a .safetensors file, not {out!r}; change the suffix")
-    inputs = [*corpus, *given_files([valid]), *(source or ()), *(exclude or ())]
+    sources = [_parse_source(word) for word in source or ()]
+    inputs = [*corpus, *given_files([valid]), *(path for path, _ in sources), *(exclude or ())]
     check_output(out, inputs=[*inputs, *given_files([checkpoint])], overwrite=overwrite)
     if checkpoint is not None:
         check_output(checkpoint, inputs=inputs)
@@ -349,20 +418,47 @@ def pretrain_command(
         options=PretrainOptions(
             width=width,
             layers=layers,
+            attention=None if attention is None else _parse_blocks(attention),
             minutes=minutes,
             steps=steps,
             batch_tokens=batch_tokens,
             learning_rate=learning_rate,
+            weight_decay=weight_decay,
             optimizer=optimizer,
             lam=lam,
+            lam_proteins=lam_proteins,
             source_share=source_share,
+            source_weights=tuple(weight for _, weight in sources),
+            source_mask_share=source_mask_share,
+            compiled=compiled,
             seed=seed,
         ),
         valid=valid,
-        sources=source or (),
+        sources=[path for path, _ in sources],
         exclude=exclude or (),
         licence=licence,
         checkpoint=checkpoint,
     )
     for key, value in card.get("validation", {}).items():
         typer.echo(f"{key}\t{value:.6g}")
+
+
+def _parse_source(word: str) -> tuple[str, float]:
+    """Split ``FILE=WEIGHT``; a file may have an equals sign in its name."""
+    path, found, tail = word.rpartition("=")
+    if not found or Path(word).exists():
+        return word, 1.0
+    try:
+        weight = float(tail)
+    except ValueError:
+        return word, 1.0
+    if not 0 < weight < float("inf"):
+        raise UsageError(f"--source {word}: the weight {tail} is not above 0; give a number such as 1.5")
+    return path, weight
+
+
+def _parse_blocks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError as error:
+        raise UsageError(f"--attention {text}: name blocks by numbers such as 3,5") from error

@@ -1,0 +1,56 @@
+"""Print README's table of the ready heads from the result files: heads, baselines, the edition before.
+
+python benchmarks/table.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+BASELINES = {"enzyme_class": "enzyme_ec level 1", "enzyme_subclass": "enzyme_ec level 2"}
+
+
+def read(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def show(score: dict[str, Any] | None, *, interval: bool = False) -> str:
+    if not score:
+        return ""
+    text = f"{score['value']:.3f}"
+    return text + (" [{:.3f}, {:.3f}]".format(*score["ci95"]) if interval and score["ci95"] else "")
+
+
+def main() -> None:
+    heads, before, baselines = read("ready_heads"), read("ready_heads_edition_1"), read("baselines")["tasks"]
+    print(
+        "| head | held-out proteins | metric | this edition | edition 1 | MMseqs2 nearest | dipeptides "
+        "| composition | majority | ECE |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
+    for name, head in heads.items():
+        if not isinstance(head, dict) or "metrics" not in head:
+            continue
+        metric = head["metric"]
+        simple = baselines[BASELINES.get(name, head["table"])]["baselines"]
+        error = head["calibration"]["ece_after"]
+        cells = [
+            f"`{name}`",
+            str(head["split"]["valid"]),
+            metric,
+            f"**{show(head['metrics'][metric], interval=True)}**",
+            show(before.get(name, {}).get("metrics", {}).get(metric)),
+            show(simple["nearest"]),
+            show(simple.get("dipeptides") or simple.get("triplet")),
+            show(simple.get("composition") or simple.get("residue")),
+            show(simple["majority"]),
+            "" if error is None else f"{error:.3f}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""How good labels of residues are: metrics, intervals over homology clusters, and baselines.
+
+Residues of one protein are no independent witnesses, nor are relatives, so whole clusters are drawn. All that
+a draw needs is counted once for each cluster; a thousand draws are then one product of matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bioxfer.residues import ResidueClasses
+
+__all__ = ["WINDOW", "ResidueScores", "fit_windows", "run_windows", "score_residue_gain", "window_codes"]
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+WINDOW = 15  # residues that the window baseline sees
+_ALPHABET = "ACDEFGHIKLMNPQRSTVWYX"
+_BEYOND = len(_ALPHABET)  # code of what lies beyond the ends
+_RANK_STEPS = 256  # of the expected value, whose ranks Spearman's coefficient compares
+_DRAWS = 1000
+
+
+class ResidueScores:
+    """Counts of what was said of residues, by homology cluster.
+
+    Parameters
+    ----------
+    task : ResidueClasses
+        Its C classes.
+    targets : ndarray (T,)
+        Class numbers of the residues of N proteins, one protein after the other; -1 counts nowhere.
+    predicted : ndarray (T,)
+        Predicted class numbers.
+    lengths : ndarray (N,)
+        Residues of each protein.
+    groups : ndarray (N,)
+        Homology cluster of each.
+    expected : ndarray (T,), optional
+        Expected value of classes that are digits; asks for Spearman's coefficient.
+    """
+
+    def __init__(
+        self,
+        task: ResidueClasses,
+        targets: npt.NDArray[Any],
+        predicted: npt.NDArray[Any],
+        lengths: npt.NDArray[Any],
+        groups: npt.NDArray[Any],
+        *,
+        expected: npt.NDArray[Any] | None = None,
+    ) -> None:
+        classes = task.n_outputs
+        self.task = task
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        seen = targets >= 0
+        owner, true = owner[seen], targets[seen].astype(np.int64)
+        said = predicted[seen].astype(np.int64)
+        names, group = np.unique(groups, return_inverse=True)
+        self.clusters = len(names)
+        cluster = group[owner]
+        self.confusion = _count(cluster, true * classes + said, len(names), classes**2)
+        counted = np.bincount(owner, minlength=len(lengths))
+        right = np.bincount(owner, weights=true == said, minlength=len(lengths))
+        told = counted > 0
+        # column 0: sum of the proteins' accuracies, column 1: proteins with a resolved residue
+        self.by_protein = np.stack(
+            [
+                np.bincount(group[told], weights=right[told] / counted[told], minlength=len(names)),
+                np.bincount(group[told], minlength=len(names)),
+            ],
+            axis=1,
+        )
+        self.ranked: Floats | None = None
+        if expected is not None:
+            values = expected[seen]
+            edges = np.unique(np.quantile(values, np.linspace(0, 1, _RANK_STEPS + 1)[1:-1]))
+            step = np.searchsorted(edges, values, side="right")
+            self.steps = len(edges) + 1
+            self.ranked = _count(cluster, true * self.steps + step, len(names), classes * self.steps)
+
+    def draw(self, *, seed: int) -> Floats:
+        """Return how often each cluster comes up in each of 1,000 draws, ``(1000, G)``."""
+        rng = np.random.default_rng(seed)
+        return rng.multinomial(self.clusters, np.full(self.clusters, 1 / self.clusters), size=_DRAWS).astype(
+            np.float64
+        )
+
+    def metrics(self, times: Floats) -> dict[str, Floats]:
+        """Compute each metric for each of M draws ``(M, G)`` of the clusters; M values each.
+
+        ``accuracy`` (with three states of secondary structure, Q3), ``macro_f1`` (mean F1 of the classes
+        present or predicted), ``protein_accuracy`` (mean of the proteins' accuracies), and ``spearman``
+        between expected value and class where an expected value was given.
+        """
+        classes = self.task.n_outputs
+        counts = (times @ self.confusion).reshape(-1, classes, classes)
+        right = np.diagonal(counts, axis1=1, axis2=2)
+        both = counts.sum(axis=2) + counts.sum(axis=1)
+        named = both > 0
+        f1 = np.where(named, 2 * right / np.where(named, both, 1), 0.0)
+        sums = times @ self.by_protein
+        found = {
+            "accuracy": right.sum(axis=1) / np.maximum(counts.sum(axis=(1, 2)), 1),
+            "macro_f1": f1.sum(axis=1) / np.maximum(named.sum(axis=1), 1),
+            "protein_accuracy": sums[:, 0] / np.maximum(sums[:, 1], 1),
+        }
+        if self.ranked is not None:
+            table = (times @ self.ranked).reshape(len(times), classes, self.steps)
+            found["spearman"] = np.array([_spearman(each) for each in table])
+        return found
+
+    def score(self, *, seed: int) -> dict[str, dict[str, Any]]:
+        """Return ``{metric: {"value": float, "ci95": [low, high]}}``; ``ci95`` is None with one cluster."""
+        values = self.metrics(np.ones((1, self.clusters)))
+        drawn = self.metrics(self.draw(seed=seed)) if self.clusters > 1 else {}
+        return {
+            name: {"value": float(value[0]), "ci95": _ends(drawn.get(name))} for name, value in values.items()
+        }
+
+
+def score_residue_gain(scores: ResidueScores, baseline: ResidueScores, *, seed: int) -> dict[str, Any]:
+    """Compare accuracy with a baseline's on the same drawn clusters.
+
+    Returns
+    -------
+    dict
+        ``metric``, ``value`` (predictions' minus baseline's) and ``ci95``.
+    """
+    name, whole = scores.task.main_metric, np.ones((1, scores.clusters))
+    gain = scores.metrics(whole)[name] - baseline.metrics(whole)[name]
+    drawn = None
+    if scores.clusters > 1:
+        times = scores.draw(seed=seed)
+        drawn = scores.metrics(times)[name] - baseline.metrics(times)[name]
+    return {"metric": name, "value": float(gain[0]), "ci95": _ends(drawn)}
+
+
+def window_codes(sequences: Sequence[str]) -> npt.NDArray[np.int16]:
+    """Return ``(T, 15)``: for each residue, the columns of a one-hot window that are 1.
+
+    Parameters
+    ----------
+    sequences : sequence of str
+        Proteins of T residues in all; what is none of the 20 amino acids counts as X.
+    """
+    table = np.full(256, _ALPHABET.index("X"), dtype=np.int16)
+    for code, residue in enumerate(_ALPHABET):
+        table[ord(residue)] = code
+    half = WINDOW // 2
+    rows = []
+    for sequence in sequences:
+        codes = table[np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)]
+        padded = np.pad(codes, half, constant_values=_BEYOND)
+        rows.append(np.lib.stride_tricks.sliding_window_view(padded, WINDOW))
+    start = np.arange(WINDOW, dtype=np.int16) * (_BEYOND + 1)
+    return np.concatenate([np.empty((0, WINDOW), np.int16), *rows]) + start
+
+
+def fit_windows(
+    codes: npt.NDArray[np.int16], targets: npt.NDArray[Any], n_classes: int, *, seed: int
+) -> npt.NDArray[np.float32]:
+    """Fit a logistic model of one-hot windows.
+
+    Parameters
+    ----------
+    codes : ndarray (T, 15)
+        What `window_codes` returns.
+    targets : ndarray (T,)
+        Class numbers, all resolved.
+    n_classes : int
+        C.
+    seed : int
+        Of the order of residues.
+
+    Returns
+    -------
+    ndarray (330, C)
+        Weights; as every place of a window holds exactly one 1, there is no need of a bias.
+    """
+    import torch
+
+    chance = torch.Generator().manual_seed(seed)
+    weight = torch.zeros(WINDOW * (_BEYOND + 1), n_classes, requires_grad=True)
+    inputs, wanted = torch.from_numpy(codes), torch.from_numpy(targets.astype(np.int64))
+    batch = 2048
+    steps = -(-len(inputs) // batch)
+    epochs = min(max(2, -(-300 // steps)), 30)
+    solver = torch.optim.AdamW([weight], lr=0.02, weight_decay=1e-3)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(solver, epochs * steps)
+    for _ in range(epochs):
+        for rows in torch.split(torch.randperm(len(inputs), generator=chance), batch):
+            outputs = torch.nn.functional.embedding_bag(inputs[rows].long(), weight, mode="sum")
+            loss = torch.nn.functional.cross_entropy(outputs, wanted[rows])
+            solver.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            solver.step()
+            rate.step()
+    return np.asarray(weight.detach().numpy(), dtype=np.float32)
+
+
+def run_windows(weights: npt.NDArray[np.float32], codes: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    """Compute outputs ``(T, C)`` of windows ``(T, 15)`` with the weights of `fit_windows`."""
+    outputs = np.zeros((len(codes), weights.shape[1]), dtype=np.float32)
+    for column in codes.T:
+        outputs += weights[column]
+    return outputs
+
+
+def _count(cluster: Ints, cell: Ints, clusters: int, cells: int) -> Floats:
+    flat = np.bincount(cluster * cells + cell, minlength=clusters * cells)
+    return flat.reshape(clusters, cells).astype(np.float64)
+
+
+def _spearman(table: Floats) -> float:
+    """Return Spearman's coefficient of a table of counts, equals having their middle rank."""
+    total = table.sum()
+    a, b = table.sum(axis=1), table.sum(axis=0)
+    x, y = np.cumsum(a) - a / 2 - total / 2, np.cumsum(b) - b / 2 - total / 2
+    spread = np.sqrt((a * x**2).sum() * (b * y**2).sum())
+    return float(x @ table @ y / spread) if spread > 0 else 0.0
+
+
+def _ends(values: Floats | None) -> list[float] | None:
+    if values is None:
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return [float(low), float(high)]
