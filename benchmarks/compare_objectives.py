@@ -4,8 +4,8 @@ Three editions of `bioxfer pretrain` with the same steps, shape and seed: masked
 sources of group A (structure and enzymes); with those of group B (location, export, making). Each task is
 then judged on the edition whose sources did not hold it, against masked residues alone, and beside them on
 the edition that did. Linear heads on frozen vectors, fitted on rows that no edition has seen labels of where
-there are enough (`train_unseen`), judged on `valid`; differences are paired over the same drawn homology
-clusters.
+there are enough (`train_unseen`: among them relatives of judged proteins, for all three editions alike),
+judged on `valid`; differences are paired over the same drawn homology clusters.
 
     python benchmarks/compare_objectives.py TABLES PLAIN.safetensors A.safetensors B.safetensors
 """
