@@ -6,7 +6,6 @@ numbers and text, never code; every byte of it is covered by a sha256 that is ch
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -193,23 +192,11 @@ class TrainedHead:
 
     def nearest(self, features: npt.NDArray[Any]) -> list[Neighbour]:
         """Return the most similar training protein of each row of features ``(N, F)``."""
-        places, cosines = self.index.search(self._checked(features))
-        return [
-            Neighbour("", "", math.nan)
-            if math.isnan(cosine)
-            else Neighbour(self.index.ids[place], self.task.label(self.index.targets[place]), cosine)
-            for place, cosine in zip(places[:, 0].tolist(), cosines[:, 0].tolist(), strict=True)
-        ]
+        return self.index.nearest(self._checked(features), label=self.task.label)
 
     def flag(self, similarity: float) -> Literal["in-domain", "far", ""]:
-        """Say whether a similarity from `nearest` is one that the head was tested at.
-
-        ``far`` is less similar to every training protein than 95% of held-out proteins without relatives
-        in training were.
-        """
-        if math.isnan(similarity):
-            return ""
-        return "far" if similarity < self.index.far else "in-domain"
+        """Say whether the head was tested at this similarity, see `NeighbourIndex.flag`."""
+        return self.index.flag(similarity)
 
     def check_backbone(
         self, backbone: Backbone, *, layer: int | None = None, pool: str | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +93,34 @@ class NeighbourIndex:
             places[rows] = found
             cosines[rows] = np.clip(np.take_along_axis(similarity, found, axis=1), -1.0, 1.0)
         return places, cosines
+
+    def nearest(self, features: Vectors, *, label: Callable[[Any], str]) -> list[Neighbour]:
+        """Name the most similar training protein of each query.
+
+        Parameters
+        ----------
+        features : ndarray (N, F)
+            Vectors as the backbone made them.
+        label : callable
+            Writes an encoded target as the neighbour's label.
+        """
+        places, cosines = self.search(features)
+        return [
+            Neighbour("", "", math.nan)
+            if math.isnan(cosine)
+            else Neighbour(self.ids[place], label(self.targets[place]), cosine)
+            for place, cosine in zip(places[:, 0].tolist(), cosines[:, 0].tolist(), strict=True)
+        ]
+
+    def flag(self, similarity: float) -> Literal["in-domain", "far", ""]:
+        """Say whether a similarity from `nearest` is one that the head was tested at.
+
+        ``far`` is less similar to every training protein than 95% of held-out proteins without relatives
+        in training were.
+        """
+        if math.isnan(similarity):
+            return ""
+        return "far" if similarity < self.far else "in-domain"
 
 
 def unit_rows(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -7,7 +7,6 @@ in `bioxfer.residue_training`.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -240,19 +239,11 @@ class ResidueHead:
 
     def nearest(self, features: npt.NDArray[Any]) -> list[Neighbour]:
         """Return the most similar training protein of each mean vector ``(N, D)``; its label is empty."""
-        places, cosines = self.index.search(self._checked(features))
-        return [
-            Neighbour("", "", math.nan)
-            if math.isnan(cosine)
-            else Neighbour(self.index.ids[place], "", cosine)
-            for place, cosine in zip(places[:, 0].tolist(), cosines[:, 0].tolist(), strict=True)
-        ]
+        return self.index.nearest(self._checked(features), label=lambda target: "")
 
     def flag(self, similarity: float) -> Literal["in-domain", "far", ""]:
-        """Say whether the head was tested at a similarity from `nearest`, as `TrainedHead.flag`."""
-        if math.isnan(similarity):
-            return ""
-        return "far" if similarity < self.index.far else "in-domain"
+        """Say whether the head was tested at this similarity, see `NeighbourIndex.flag`."""
+        return self.index.flag(similarity)
 
     def check_backbone(self, backbone: Backbone, *, layer: int | None = None) -> None:
         """Refuse a backbone or layer that the head was not trained on.

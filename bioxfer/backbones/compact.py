@@ -418,7 +418,9 @@ def _read_metadata(path: Path) -> dict[str, str]:
             f"{path}: not a readable safetensors file ({error}); fetch or train the weights again"
         ) from error
     if metadata.get("format") != FORMAT:
-        raise WeightsError(f"{path}: not weights of a compact backbone; make them with `bioxfer pretrain`")
+        raise WeightsError(
+            f"{path}: not weights of a compact backbone of this version; make them with `bioxfer pretrain`"
+        )
     return dict(metadata)
 
 

@@ -246,7 +246,7 @@ ClusterByOption = Annotated[
     typer.Option(
         "--cluster-by",
         help="What finds relatives: the program mmseqs, or a k-mer search of our own; auto takes mmseqs "
-        "where it is installed.",
+        "where it is installed. A column cluster of the table takes its place.",
     ),
 ]
 Identity = Annotated[
