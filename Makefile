@@ -12,11 +12,11 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.core: pyproject.toml constraints.txt bioxfer/backbones/kernels.cpp | $(VENV)/bin/python
 	$(PIP) -e .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml constraints.txt bioxfer/backbones/kernels.cpp | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.core
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bioxfer.backbones.esm import ALPHABET, CLS, EOS, MASK, PAD, EsmBackbone, from_fairesm, load_esm
+from bioxfer.backbones.kernels import INSTRUCTIONS, load_kernels
 from bioxfer.errors import SequenceError, UsageError, WeightsError
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"
@@ -155,8 +156,10 @@ def test_alphabet_is_that_of_fair_esm():
     assert esm.Alphabet.from_architecture("ESM-1b").all_toks == list(ALPHABET)
 
 
+@pytest.mark.parametrize("kernels", ["off", *INSTRUCTIONS])
 @pytest.mark.parametrize("name", FAMILY)
-def test_every_layer_of_every_family_member_equals_fair_esm(name):
+def test_every_layer_of_every_family_member_equals_fair_esm(monkeypatch, name, kernels):
+    monkeypatch.setenv("BIOXFER_KERNELS", kernels)
     model = FAMILY[name]()
     backbone = from_fairesm(model)
     for masked in (0.0, 0.3):
@@ -249,11 +252,22 @@ def test_layers_come_in_the_order_asked_for(toy):
     assert torch.equal(some.cls, everything.cls[[3, 0, 3]])
 
 
-def test_blocks_above_the_highest_layer_do_not_run():
+@pytest.mark.parametrize("way", ["run", "forward"])
+def test_blocks_above_the_highest_layer_do_not_run(monkeypatch, way):
+    if way == "forward":
+        monkeypatch.setenv("BIOXFER_KERNELS", "off")
+    elif load_kernels() is None:
+        pytest.skip("no compiled kernels here: bioxfer was installed without a C++ compiler")
     backbone = from_fairesm(_esm2(16))
     ran = []
     for number, block in enumerate(backbone._encoder.blocks, start=1):
-        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+        method = getattr(block, way)
+
+        def counted(*args, number=number, method=method, **options):
+            ran.append(number)
+            return method(*args, **options)
+
+        monkeypatch.setattr(block, way, counted)
     backbone.represent(["MK"], layers=[1, 0])
     assert ran == [1]
 

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bioxfer.backbones import Representation, resolve_precision
-from bioxfer.backbones.packing import Pack, attend, pack_tokens, rotary_tables, rotate
+from bioxfer.backbones.kernels import ROWS, Kernels, Scratch, load_kernels
+from bioxfer.backbones.packing import Pack, attend_groups, pack_tokens, project, rotary_tables, rotate
 from bioxfer.backbones.weights import fingerprint
 from bioxfer.errors import WeightsError
 
@@ -53,7 +54,6 @@ RESIDUES = "ACDEFGHIKLMNPQRSTVWYXBZUO"
 BOS, EOS, MASK = len(RESIDUES), len(RESIDUES) + 1, len(RESIDUES) + 2
 VOCABULARY = len(RESIDUES) + 3
 HEAD_WIDTH = 64
-ROUND = 64  # a pack is filled up to a multiple of this, see CompactModel.forward
 
 FORMAT = "bioxfer-compact-2"
 
@@ -138,18 +138,62 @@ class CompactBlock(nn.Module):
             mixed = F.gelu(h)
         else:
             heads = (-1, 3, x.shape[-1] // HEAD_WIDTH, HEAD_WIDTH)
-            q, k, v = self.qkv(h).view(heads).unbind(1)
+            q, k, v = project(h, self.qkv).view(heads).unbind(1)
             q, k = rotate(q, layout.cos, layout.sin), rotate(k, layout.cos, layout.sin)
             mixed = _attend(q, k, v, layout).flatten(1)
-        x = x + cast(Tensor, self.out(mixed))
+        x = x + project(mixed, self.out)
         h = self.norm_feedforward(x).to(layout.cos.dtype)
-        return x + cast(Tensor, self.down(F.gelu(self.up(h))))
+        return x + project(F.gelu(project(h, self.up)), self.down)
+
+    def run(
+        self,
+        x: Tensor,
+        change: Tensor | None,
+        bias: Tensor | None,
+        pack: Pack,
+        turn: tuple[Tensor, Tensor],
+        *,
+        kernels: Kernels,
+        scratch: Scratch,
+    ) -> tuple[Tensor, Tensor]:
+        """Do what `forward` does, with compiled kernels and in place.
+
+        Parameters
+        ----------
+        x : Tensor
+            Packed tokens, ``(T, D)``, without what the block before has to add to them.
+        change, bias : Tensor or None
+            That addition, ``(T, D)`` and ``(D,)``; the first norm makes it.
+        pack, turn, kernels, scratch
+            Sequences, rotary tables, functions and room.
+
+        Returns
+        -------
+        tuple of Tensor
+            What this block has to add, likewise.
+        """
+        (rows, width), matrix_type = x.shape, self.out.weight.dtype
+
+        def product(h: Tensor, linear: nn.Linear, name: str) -> Tensor:
+            out = scratch.take(name, rows, linear.out_features, matrix_type)
+            return torch.mm(h, linear.weight.t(), out=out)
+
+        h, mixed = (scratch.take(name, rows, width, matrix_type) for name in ("h", "mixed"))
+        kernels.add_norm(x, change, bias, self.norm_mix, h)
+        kernels.convolve(h, self.neighbours, pack, activate=self.qkv is None, out=mixed)
+        if self.qkv is not None:
+            qkv = product(mixed, self.qkv, "wide")
+            kernels.attend(qkv, self.qkv.bias, turn, pack, heads=width // HEAD_WIDTH, out=mixed)
+        change = product(mixed, self.out, "change")
+        kernels.add_norm(x, change, self.out.bias, self.norm_feedforward, h)
+        wide = kernels.gelu_(product(h, self.up, "wide"), self.up.bias)
+        return product(wide, self.down, "change"), self.down.bias
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend(q: Tensor, k: Tensor, v: Tensor, layout: _Layout) -> Tensor:
     # The groups differ from pack to pack, and compiled code would be made anew for each.
-    return attend(q, k, v, layout.groups, scale=HEAD_WIDTH**-0.5)
+    return attend_groups(q, k, v, layout.groups, scale=HEAD_WIDTH**-0.5)
 
 
 def _convolve(h: Tensor, weight: Tensor, layout: _Layout) -> Tensor:
@@ -242,6 +286,7 @@ class CompactModel(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
         self.lm_head = nn.Linear(config.width, VOCABULARY)
+        self._scratch = Scratch()
         self._initialise()
 
     def _initialise(self) -> None:
@@ -260,6 +305,39 @@ class CompactModel(nn.Module):
             for writer in (block.out, block.down):
                 with torch.no_grad():
                     writer.weight.mul_(shrink)
+
+    def run(self, pack: Pack, *, layers: Iterable[int], kernels: Kernels) -> list[Tensor]:
+        """Hidden states as `forward` gives them, with compiled kernels and without gradients.
+
+        Parameters
+        ----------
+        pack : Pack
+            As for `forward`, filled up to a multiple of `bioxfer.backbones.kernels.ROWS`.
+        layers : iterable of int
+            Wanted layers.
+        kernels : Kernels
+            What `load_kernels` gave.
+
+        Returns
+        -------
+        list of Tensor
+            ``(T, D)`` float32 for each wanted layer.
+        """
+        wanted, last = list(layers), self.config.layers
+        cos, sin = rotary_tables(torch.arange(max(pack.lengths)), HEAD_WIDTH)
+        turn = tuple(table[:, 0, : HEAD_WIDTH // 2].contiguous() for table in (cos, sin))
+        x = self.embedding(pack.tokens)
+        states = {0: x.clone()} if 0 in wanted else {}
+        change: Tensor | None = None
+        bias: Tensor | None = None
+        for number, block in enumerate(self.blocks[: max(wanted)], start=1):
+            assert isinstance(block, CompactBlock)
+            change, bias = block.run(x, change, bias, pack, turn, kernels=kernels, scratch=self._scratch)
+            if number == last:
+                states[number] = kernels.add_norm(x, change, bias, self.norm, torch.empty_like(x))
+            elif number in wanted:
+                states[number] = x + change + bias
+        return [states[number] for number in wanted]
 
     def _matrix_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled("cpu"):
@@ -284,10 +362,9 @@ class CompactModel(nn.Module):
         """
         last = self.config.layers
         wanted = [last] if layers is None else list(layers)
-        # oneDNN keeps code for each number of rows it meets in bfloat16, a megabyte or so: a few
-        # numbers instead of thousands keep memory flat. The filling is a sequence of its own.
+        # Filled up as in inference, for the reason that ROWS gives; the filling is a sequence of its own.
         count = len(pack.tokens)
-        idle = -count % ROUND
+        idle = -count % ROWS
         tokens, positions = F.pad(pack.tokens, (0, idle)), F.pad(pack.positions, (0, idle))
         groups = (*pack.groups, (count, 1, idle)) if idle else pack.groups
         after = torch.tensor(pack.lengths, device=tokens.device)[pack.segments] - 1 - pack.positions
@@ -323,6 +400,9 @@ class CompactBackbone:
         How the weights were made.
     """
 
+    concurrent = True
+    """Several threads may call `represent` at once."""
+
     def __init__(
         self,
         model: CompactModel,
@@ -344,7 +424,7 @@ class CompactBackbone:
         if self.precision == "bf16":
             for module in self._model.modules():
                 if isinstance(module, nn.Linear):
-                    module.to(torch.bfloat16)
+                    module.weight.data = module.weight.data.to(torch.bfloat16)
 
     @torch.inference_mode()
     def represent(self, sequences: Sequence[str], *, layers: Sequence[int]) -> list[Representation]:
@@ -367,8 +447,12 @@ class CompactBackbone:
             return []
         self._model.eval()
         framed = [torch.from_numpy(_frame(tokenize(s))) for s in sequences]
-        pack = pack_tokens(framed, device=self.device)
-        states = self._model(pack, layers=layers)
+        pack = pack_tokens(framed, device=self.device, multiple=ROWS)
+        kernels = load_kernels(device=self.device)
+        if kernels is None:
+            states = self._model(pack, layers=layers)
+        else:
+            states = self._model.run(pack, layers=layers, kernels=kernels)
         per_layer = [pack.unpack(state) for state in states]
         found = []
         for per_sequence in zip(*per_layer, strict=True):

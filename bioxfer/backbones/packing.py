@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Pack", "attend", "pack_tokens", "rotary_tables", "rotate"]
+__all__ = ["Pack", "attend", "attend_groups", "pack_tokens", "project", "rotary_tables", "rotate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class Pack:
         ``(start, count, length)`` of each run of equally long sequences.
     order : tuple of int
         ``order[i]`` is the input number of the ``i``-th packed sequence.
+    starts : Tensor
+        First token of each sequence and the end of the last one, ``(N + 1,)`` int64, on the processor.
     """
 
     tokens: Tensor
@@ -45,17 +47,20 @@ class Pack:
     lengths: tuple[int, ...]
     groups: tuple[tuple[int, int, int], ...]
     order: tuple[int, ...]
+    starts: Tensor
 
     def unpack(self, x: Tensor) -> list[Tensor]:
-        """Cut ``x: (T, ...)`` into one tensor per sequence, in input order."""
-        parts = torch.split(x, list(self.lengths))
+        """Cut ``x: (T, ...)`` into one tensor per sequence, in input order; what fills up is left out."""
+        parts = torch.split(x[: sum(self.lengths)], list(self.lengths))
         restored: list[Tensor] = [x] * len(parts)
         for place, part in zip(self.order, parts, strict=True):
             restored[place] = part
         return restored
 
 
-def pack_tokens(sequences: Sequence[Tensor], *, device: torch.device | str = "cpu") -> Pack:
+def pack_tokens(
+    sequences: Sequence[Tensor], *, device: torch.device | str = "cpu", multiple: int = 1
+) -> Pack:
     """Lay token sequences end to end, grouped by length.
 
     Parameters
@@ -64,6 +69,9 @@ def pack_tokens(sequences: Sequence[Tensor], *, device: torch.device | str = "cp
         Token numbers of each sequence, each ``(L_i,)`` with ``L_i >= 1``.
     device : torch.device or str, optional
         Where the pack is to lie.
+    multiple : int, optional
+        Fill up to a multiple of so many tokens. The filling is a group of its own,
+        of tokens 0 at place 0, and none of the sequences that are unpacked.
     """
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     lengths = tuple(len(sequences[i]) for i in order)
@@ -77,30 +85,59 @@ def pack_tokens(sequences: Sequence[Tensor], *, device: torch.device | str = "cp
             groups.append((start, 1, length))
         start += length
     sizes = torch.tensor(lengths)
-    ends = sizes.cumsum(0)
+    starts = F.pad(sizes.cumsum(0), (1, 0))
     segments = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
-    positions = torch.arange(start) - (ends - sizes)[segments]
+    positions = torch.arange(start) - starts[segments]
+    tokens = torch.cat([sequences[i] for i in order]).long()
+    if idle := -start % multiple:
+        tokens, positions = F.pad(tokens, (0, idle)), F.pad(positions, (0, idle))
+        segments = F.pad(segments, (0, idle), value=len(lengths) - 1)
+        groups.append((start, 1, idle))
     return Pack(
-        tokens=torch.cat([sequences[i] for i in order]).long().to(device),
-        positions=positions.to(device),
-        segments=segments.to(device),
+        tokens=_send(tokens, device),
+        positions=_send(positions, device),
+        segments=_send(segments, device),
         lengths=lengths,
         groups=tuple(groups),
         order=tuple(order),
+        starts=starts,
     )
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, groups: Sequence[tuple[int, int, int]], *, scale: float
-) -> Tensor:
-    """Softmax attention of every sequence over itself.
+def _send(x: Tensor, device: torch.device | str) -> Tensor:
+    """Copy to a device without waiting for it; a GPU fetches by itself what lies in pinned memory."""
+    if torch.device(device).type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def project(x: Tensor, linear: nn.Linear) -> Tensor:
+    """Apply a linear layer whose bias is kept in float32, whatever the type of its matrix.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``(T, D)`` in the type of the matrix.
+    linear : Linear
+        From ``D`` to ``E``.
+
+    Returns
+    -------
+    Tensor
+        ``(T, E)``.
+    """
+    return F.linear(x, linear.weight, linear.bias.to(linear.weight.dtype))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, *, scale: float) -> Tensor:
+    """Softmax attention of every sequence over itself, with torch.
 
     Parameters
     ----------
     q, k, v : Tensor
         Queries, keys and values of packed tokens, ``(T, H, K)``.
-    groups : sequence of (int, int, int)
-        Runs of equally long sequences, see `Pack`.
+    pack : Pack
+        Whose tokens these are.
     scale : float
         Factor on the logits; 1.0 where the query is scaled already.
 
@@ -109,6 +146,27 @@ def attend(
     Tensor
         ``(T, H, K)``.
     """
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and not q.requires_grad:
+        return _attend_varied(q, k, v, pack, scale=scale)
+    return attend_groups(q, k, v, pack.groups, scale=scale)
+
+
+def _attend_varied(q: Tensor, k: Tensor, v: Tensor, pack: Pack, *, scale: float) -> Tensor:
+    """Attend sequences of any lengths in one call of FlashAttention (Dao 2023, arXiv:2307.08691)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = [length for _, count, length in pack.groups for _ in range(count)]
+    bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(q.device)
+    most = max(lengths)
+    attended = varlen_attn(q, k, v, bounds, bounds, most, most, scale=scale)
+    assert isinstance(attended, Tensor)
+    return attended
+
+
+def attend_groups(
+    q: Tensor, k: Tensor, v: Tensor, groups: Sequence[tuple[int, int, int]], *, scale: float
+) -> Tensor:
+    """Softmax attention, group by group of equally long sequences; parameters as `attend`."""
     # split, not slices: the gradient of a split is one concatenation
     sizes = [count * length for _, count, length in groups]
     parts = []
