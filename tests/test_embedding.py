@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,6 +181,25 @@ def test_records_are_read_as_they_are_needed():
     assert read == []
     next(rows)
     assert len(read) == 3
+
+
+def test_reading_ahead_changes_no_row_and_stays_within_a_chunk():
+    given_ = proteins(60)
+    whole = list(embed_records(given_, Toy(), chunk=7))
+    read = []
+    rows = embed_records((read.append(r) or r for r in given_), Toy(), chunk=7, ahead=True)
+    first = next(rows)
+    time.sleep(0.02)
+    assert 7 <= len(read) <= 7 + 7 + 1
+    found = [first, *rows]
+    assert [row.record for row in found] == given_
+    np.testing.assert_array_equal(vectors(found), vectors(whole))
+    rows = embed_records(given_, Toy(), chunk=7, ahead=True)
+    next(rows)
+    rows.close()
+    with pytest.raises(SequenceError, match="holds gaps"):
+        list(embed_records(records("MKV", "M-V"), Toy(), ahead=True))
+    assert "bioxfer-reader" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_per_residue_chunks_end_before_memory_does(monkeypatch):

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bioxfer.backbones.esm import ALPHABET, CLS, EOS, MASK, PAD, EsmBackbone, from_fairesm, load_esm
+from bioxfer.backbones.esm import ALPHABET, CLS, EOS, MASK, PAD, EsmBackbone
+from bioxfer.backbones.fairesm import from_fairesm, load_esm
 from bioxfer.backbones.kernels import INSTRUCTIONS, load_kernels
 from bioxfer.errors import SequenceError, UsageError, WeightsError
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from bioxfer.backbones import kernels as module
 from bioxfer.backbones.compact import load_compact, random_backbone
-from bioxfer.backbones.kernels import HEAD_WIDTHS, INSTRUCTIONS, ROWS, Scratch, load_kernels
+from bioxfer.backbones.kernels import HEAD_WIDTHS, INSTRUCTIONS, ROWS, Product, Scratch, load_kernels
 from bioxfer.backbones.packing import pack_tokens
 from bioxfer.errors import UsageError
 
@@ -160,6 +160,36 @@ def test_convolution_stays_inside_each_sequence(kernels, dtype, activate):
     assert _difference(out[: sum(lengths)], torch.cat(parts)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("shape", [(64, 32, 32), (128, 320, 960), (192, 1056, 96)])
+def test_products_are_as_exact_as_those_of_float32(kernels, shape):
+    torch.manual_seed(0)
+    rows, deep, wide = shape
+    # Magnitudes far apart, as outlier channels of trained models are.
+    x = torch.randn(rows, deep) * torch.logspace(-3, 3, deep)
+    weight = torch.randn(wide, deep)
+    expected = x.double() @ weight.double().t()
+    out = Product(weight, kernels)(x, out=torch.full((rows, wide), float("nan")))
+    error, usual = ((each - expected).pow(2).mean().sqrt() for each in (out, x @ weight.t()))
+    assert error <= 2 * usual
+    assert _difference(out, expected) < 1e-6
+    x[3] = float("nan")
+    out = Product(weight, kernels)(x, out=out)
+    assert bool(torch.isnan(out[3]).all())
+    assert bool(torch.isfinite(out[4:]).all())
+
+
+def test_only_matrices_that_fit_are_packed():
+    kernels = load_kernels()
+    fast = kernels.instructions == "amx"
+    assert Product(torch.randn(64, 32), kernels).is_packed is fast
+    assert not Product(torch.randn(64, 33), kernels).is_packed
+    assert not Product(torch.randn(48, 32), kernels).is_packed
+    assert not Product(torch.randn(64, 32).bfloat16(), kernels).is_packed
+    if fast:
+        with pytest.raises(ValueError, match="33 rows are no multiple of 32"):
+            kernels.multiply(torch.zeros(33, 32), kernels.pack(torch.zeros(32, 32)), torch.zeros(33, 32))
+
+
 @pytest.mark.parametrize("name", ["off", *INSTRUCTIONS])
 def test_the_embedded_backbone_is_the_same_without_kernels(monkeypatch, name):
     proteins = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "ACDEFGHIKLMNPQRSTVWYXBZUO" * 30]
@@ -168,7 +198,7 @@ def test_the_embedded_backbone_is_the_same_without_kernels(monkeypatch, name):
     layers = range(backbone.n_layers + 1)
     expected = backbone.represent(proteins, layers=layers)
     monkeypatch.setenv("BIOXFER_KERNELS", name)
-    for a, b in zip(backbone.represent(proteins, layers=layers), expected, strict=True):
+    for a, b in zip(load_compact().represent(proteins, layers=layers), expected, strict=True):
         assert a.residues.shape == b.residues.shape
         assert _difference(a.residues, b.residues.double()) < 1e-5
         assert _difference(a.cls, b.cls.double()) < 1e-5
@@ -315,6 +345,7 @@ library.bx_norm.argtypes = [I] * 3 + [P] * 6 + [N] * 2 + [R]
 library.bx_gelu.argtypes = [I] * 2 + [P] * 2 + [N] * 2
 library.bx_convolve.argtypes = [I] * 2 + [P] * 3 + [N] * 3 + [I, P]
 library.bx_attend.argtypes = [I] * 2 + [P] * 5 + [N] * 5 + [R, P]
+library.bx_pack.argtypes, library.bx_product.argtypes = [P, N, N, P], [P] * 3 + [N] * 3
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = P, [ctypes.c_size_t], [P]
 
@@ -339,6 +370,14 @@ for isa, half in itertools.product(range(best + 1), (0, 1)):
                                          width, 0.25, out) == 0
             for each in (qkv, out, bias, turn):
                 libc.free(each)
+        if isa == 3 and not half:
+            height = (rows + 31) // 32 * 32
+            for k, n in ((32, 32), (544, 96)):
+                x, y, w, packed = room(height * k, 0), room(height * n, 0), room(n * k, 0), room(3 * n * k, 1)
+                library.bx_pack(w, n, k, packed)
+                assert library.bx_product(x, packed, y, height, k, n) == 0
+                for each in (x, y, w, packed):
+                    libc.free(each)
         for width in (16, 48):
             x, out, weight = room(rows * width, half), room(rows * width, half), room(9 * width, 0)
             library.bx_convolve(isa, half, x, weight, edges, len(lengths), width, 9, 1, out)

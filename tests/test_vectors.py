@@ -95,6 +95,78 @@ def test_npz_per_residue_is_cut_by_offsets(tmp_path):
 
 
 @pytest.mark.parametrize("per_residue", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2, len(IDS)])
+def test_npz_is_to_the_byte_what_numpy_would_write(tmp_path, per_residue, count):
+    given = rows(IDS[:count], per_residue=per_residue)
+    write(tmp_path / "v.npz", given, per_residue=per_residue)
+    arrays = {
+        "ids": np.array([each.record.id for each in given], dtype=np.str_),
+        "lengths": np.array([each.length for each in given], dtype=np.int64),
+        "statuses": np.array([each.status for each in given], dtype=np.str_),
+        "messages": np.array([each.message for each in given], dtype=np.str_),
+    }
+    if per_residue:
+        none = np.empty((0, DIM), np.float32)
+        found = [none if each.residues is None else each.residues for each in given]
+        arrays["residues"] = np.concatenate([none, *found])
+        arrays["offsets"] = np.cumsum([0, *map(len, found)])
+    else:
+        blank = np.full(2 * DIM, np.nan, np.float32)
+        found = [blank if each.pooled is None else each.vector("mean+max") for each in given]
+        arrays["vectors"] = np.array(found, dtype=np.float32).reshape(-1, 2 * DIM)
+    np.savez(tmp_path / "wanted.npz", **arrays, model=np.array("toy"), layer=np.array(2))
+    assert (tmp_path / "v.npz").read_bytes() == (tmp_path / "wanted.npz").read_bytes()
+
+
+def test_an_npz_in_pieces_is_the_same(tmp_path, monkeypatch):
+    write(tmp_path / "whole.npz", rows())
+    monkeypatch.setattr("bioxfer.vectors._PIECE", 100)
+    write(tmp_path / "v.npz", rows())
+    assert (tmp_path / "v.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_a_parquet_table_in_groups_is_the_same_table(tmp_path, monkeypatch):
+    ids = [i for i in IDS if i.isprintable()]
+    write(tmp_path / "whole.parquet", rows(ids))
+    monkeypatch.setattr("bioxfer.output._ROWS_OF_A_GROUP", 3)
+    write(tmp_path / "v.parquet", rows(ids))
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "v.parquet"), pd.read_parquet(tmp_path / "whole.parquet")
+    )
+
+
+STREAM = """
+import sys, threading, tracemalloc
+import numpy as np
+from bioxfer.embedding import EmbeddedRecord
+from bioxfer.sequences import SequenceRecord
+from bioxfer.vectors import write_vectors
+def rows(count):
+    for n in range(count):
+        vector = np.full(64, n, np.float32)
+        yield EmbeddedRecord(SequenceRecord(f"p{n}", "MKVLAWMK"), 8, "ok", "", {"mean": vector})
+peaks = []
+for count in (500, 1_500, 5_500):
+    tracemalloc.start()
+    write_vectors(sys.argv[1], rows(count), pool="mean", width=64, facts={})
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+assert threading.active_count() == 1
+print((peaks[2] - peaks[1]) / 4_000)
+"""
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v.npz", "v.parquet"])
+def test_memory_does_not_grow_with_the_number_of_records(tmp_path, name, monkeypatch):
+    path = tmp_path / name
+    code = STREAM.replace("def rows", "import bioxfer.output as o, bioxfer.vectors as v\n"
+                          "o._ROWS_OF_A_GROUP, v._BEHIND, v._PIECE = 64, 2**18, 2**12\ndef rows")  # fmt: skip
+    told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert float(told.stdout) < (250 if name == "v.npz" else 60)  # bytes a record; a vector has 256
+
+
+@pytest.mark.parametrize("per_residue", [False, True])
 def test_f8_f9_hdf5_keeps_ids_verbatim_and_inside_the_file(tmp_path, per_residue):
     given = rows(per_residue=per_residue)
     write(tmp_path / "v.h5", given, per_residue=per_residue)
@@ -159,7 +231,7 @@ def test_contract_5_what_fails_midway_leaves_the_old_file(tmp_path, name):
 
 
 FULL = """
-import resource, sys
+import resource, sys, time
 import numpy as np
 from bioxfer.embedding import EmbeddedRecord
 from bioxfer.errors import OutputError
@@ -170,6 +242,7 @@ def rows():
     for n in range(300):
         yield EmbeddedRecord(SequenceRecord(f"p{n}", "M"), 1, "ok", "", {"mean": np.ones(500, np.float32)})
         seen.append(n)
+        time.sleep(0.003)  # as a model would, while the writer works
 seen = []
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:

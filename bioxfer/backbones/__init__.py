@@ -217,7 +217,7 @@ def load_backbone(
             None if wanted == _COMPACT else _existing(wanted), precision=resolved, device=device
         )
 
-    from bioxfer.backbones.esm import load_esm
+    from bioxfer.backbones.fairesm import load_esm
 
     if wanted in _ESM:
         path = download_backbone(wanted, offline=offline)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bioxfer.backbones import Representation, resolve_precision
-from bioxfer.backbones.kernels import ROWS, Kernels, Scratch, load_kernels
+from bioxfer.backbones.kernels import ROWS, Kernels, Product, Scratch, load_kernels
 from bioxfer.backbones.packing import Pack, attend_groups, pack_tokens, project, rotary_tables, rotate
 from bioxfer.backbones.weights import fingerprint
 from bioxfer.errors import WeightsError
@@ -123,6 +123,7 @@ class CompactBlock(nn.Module):
         super().__init__()
         width = config.width
         self.norm_mix = nn.LayerNorm(width)
+        self.products: dict[str, Product] = {}
         self.neighbours = nn.Parameter(torch.zeros(config.kernel, width))
         self.qkv = nn.Linear(width, 3 * width) if attends else None
         self.out = nn.Linear(width, width)
@@ -172,22 +173,22 @@ class CompactBlock(nn.Module):
         tuple of Tensor
             What this block has to add, likewise.
         """
-        (rows, width), matrix_type = x.shape, self.out.weight.dtype
+        (rows, width), products = x.shape, self.products
 
-        def product(h: Tensor, linear: nn.Linear, name: str) -> Tensor:
-            out = scratch.take(name, rows, linear.out_features, matrix_type)
-            return torch.mm(h, linear.weight.t(), out=out)
+        def product(h: Tensor, name: str, room: str) -> Tensor:
+            layer = products[name]
+            return layer(h, out=scratch.take(room, rows, layer.width, h.dtype))
 
-        h, mixed = (scratch.take(name, rows, width, matrix_type) for name in ("h", "mixed"))
+        h, mixed = (scratch.take(name, rows, width, products["out"].dtype) for name in ("h", "mixed"))
         kernels.add_norm(x, change, bias, self.norm_mix, h)
         kernels.convolve(h, self.neighbours, pack, activate=self.qkv is None, out=mixed)
         if self.qkv is not None:
-            qkv = product(mixed, self.qkv, "wide")
+            qkv = product(mixed, "qkv", "wide")
             kernels.attend(qkv, self.qkv.bias, turn, pack, heads=width // HEAD_WIDTH, out=mixed)
-        change = product(mixed, self.out, "change")
+        change = product(mixed, "out", "change")
         kernels.add_norm(x, change, self.out.bias, self.norm_feedforward, h)
-        wide = kernels.gelu_(product(h, self.up, "wide"), self.up.bias)
-        return product(wide, self.down, "change"), self.down.bias
+        wide = kernels.gelu_(product(h, "up", "wide"), self.up.bias)
+        return product(wide, "down", "change"), self.down.bias
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -306,6 +307,13 @@ class CompactModel(nn.Module):
                 with torch.no_grad():
                     writer.weight.mul_(shrink)
 
+    def prepare(self, kernels: Kernels) -> None:
+        """Pack the matrices for `run`; they may not change any more."""
+        for block in self.blocks:
+            for name in ("qkv", "out", "up", "down"):
+                if (linear := getattr(block, name)) is not None:
+                    block.products[name] = Product(linear.weight, kernels)  # type: ignore[index]
+
     def run(self, pack: Pack, *, layers: Iterable[int], kernels: Kernels) -> list[Tensor]:
         """Hidden states as `forward` gives them, with compiled kernels and without gradients.
 
@@ -316,7 +324,7 @@ class CompactModel(nn.Module):
         layers : iterable of int
             Wanted layers.
         kernels : Kernels
-            What `load_kernels` gave.
+            What `prepare` was given.
 
         Returns
         -------
@@ -425,6 +433,9 @@ class CompactBackbone:
             for module in self._model.modules():
                 if isinstance(module, nn.Linear):
                     module.weight.data = module.weight.data.to(torch.bfloat16)
+        self._kernels = load_kernels(device=device)
+        if self._kernels is not None:
+            self._model.prepare(self._kernels)
 
     @torch.inference_mode()
     def represent(self, sequences: Sequence[str], *, layers: Sequence[int]) -> list[Representation]:
@@ -448,11 +459,10 @@ class CompactBackbone:
         self._model.eval()
         framed = [torch.from_numpy(_frame(tokenize(s))) for s in sequences]
         pack = pack_tokens(framed, device=self.device, multiple=ROWS)
-        kernels = load_kernels(device=self.device)
-        if kernels is None:
+        if self._kernels is None:
             states = self._model(pack, layers=layers)
         else:
-            states = self._model.run(pack, layers=layers, kernels=kernels)
+            states = self._model.run(pack, layers=layers, kernels=self._kernels)
         per_layer = [pack.unpack(state) for state in states]
         found = []
         for per_sequence in zip(*per_layer, strict=True):

@@ -1,4 +1,4 @@
-"""ESM-1b, ESM-1v and ESM-2: architecture, inference and fair-esm's checkpoints.
+"""ESM-1b, ESM-1v and ESM-2: architecture and inference.
 
 The models are those of Rives et al. 2021 (doi:10.1073/pnas.2016239118, ESM-1b),
 Meier et al. 2021 (doi:10.1101/2021.07.09.450648, ESM-1v) and Lin et al. 2023
@@ -15,33 +15,28 @@ ESM-2     rotary                      no                  no limit
 
 Every hidden state equals fair-esm's within 1e-5 relative in float32. The
 calculation is another one: sequences are packed without padding, query, key
-and value come from one product, no logits are made, and blocks above the
-highest wanted layer do not run. The package fair-esm is not imported, so
-another package of the import name ``esm`` does no harm.
+and value come from one product, no logits are made, blocks above the highest
+wanted layer do not run, and on a processor all but the products is done by
+compiled kernels (`bioxfer.backbones.kernels`). Checkpoints are read by
+`bioxfer.backbones.fairesm`.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bioxfer.backbones import Representation, resolve_precision
-from bioxfer.backbones.kernels import ROWS, Kernels, Scratch, load_kernels
+from bioxfer.backbones import Representation
+from bioxfer.backbones.kernels import ROWS, Kernels, Product, Scratch, load_kernels
 from bioxfer.backbones.packing import Pack, attend, pack_tokens, project, rotate
-from bioxfer.backbones.weights import fingerprint
-from bioxfer.errors import SequenceError, UsageError, WeightsError
+from bioxfer.errors import SequenceError, UsageError
 
-__all__ = ["ALPHABET", "EsmBackbone", "EsmConfig", "EsmEncoder", "from_fairesm", "load_esm"]
+__all__ = ["ALPHABET", "EsmBackbone", "EsmConfig", "EsmEncoder"]
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"
 ALPHABET = ("<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, ".", "-", "<null_1>", "<mask>")
@@ -96,6 +91,7 @@ class EsmBlock(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.heads
+        self.products: dict[str, Product] = {}
         self.norm_attention = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -144,20 +140,20 @@ class EsmBlock(nn.Module):
         tuple of Tensor
             What this block has to add, likewise.
         """
-        (rows, width), matrix_type = x.shape, self.qkv.weight.dtype
+        (rows, width), products = x.shape, self.products
 
-        def product(h: Tensor, linear: nn.Linear, name: str) -> Tensor:
-            out = scratch.take(name, rows, linear.out_features, matrix_type)
-            return torch.mm(h, linear.weight.t(), out=out)
+        def product(h: Tensor, name: str, room: str) -> Tensor:
+            layer = products[name]
+            return layer(h, out=scratch.take(room, rows, layer.width, h.dtype))
 
-        h = scratch.take("h", rows, width, matrix_type)
+        h = scratch.take("h", rows, width, products["qkv"].dtype)
         kernels.add_norm(x, change, bias, self.norm_attention, h)
-        qkv = product(h, self.qkv, "wide")
+        qkv = product(h, "qkv", "wide")
         kernels.attend(qkv, self.qkv.bias, turn, pack, heads=self.heads, out=h)
-        change = product(h, self.out, "change")
+        change = product(h, "out", "change")
         kernels.add_norm(x, change, self.out.bias, self.norm_feedforward, h)
-        wide = kernels.gelu_(product(h, self.up, "wide"), self.up.bias)
-        return product(wide, self.down, "change"), self.down.bias
+        wide = kernels.gelu_(product(h, "up", "wide"), self.up.bias)
+        return product(wide, "down", "change"), self.down.bias
 
 
 class EsmEncoder(nn.Module):
@@ -186,6 +182,24 @@ class EsmEncoder(nn.Module):
         self.blocks = nn.ModuleList(EsmBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self._scratch = Scratch()
+        self._kernels: Kernels | None = None
+
+    def use_kernels(self) -> None:
+        """Compute with compiled kernels from now on, where there are any; weights may not change any more.
+
+        Of matrices that are packed for it only the packed form stays.
+        """
+        kernels = load_kernels(device=self.embedding.weight.device)
+        if kernels is None or not kernels.fits(self.config.width // self.config.heads):
+            return
+        self._kernels = kernels
+        for block in self.blocks:
+            assert isinstance(block, EsmBlock)
+            for name in ("qkv", "out", "up", "down"):
+                linear = getattr(block, name)
+                block.products[name] = product = Product(linear.weight, kernels)
+                if product.is_packed:
+                    linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, pack: Pack, *, layers: Sequence[int]) -> list[Tensor]:
         """Hidden states of packed tokens.
@@ -205,9 +219,8 @@ class EsmEncoder(nn.Module):
         """
         x = self._embed(pack)
         turn = self._rotary(pack)
-        kernels = load_kernels(device=x.device)
-        if kernels is not None and kernels.fits(self.config.width // self.config.heads):
-            return self._run(x, pack, turn, layers=layers, kernels=kernels)
+        if self._kernels is not None:
+            return self._run(x, pack, turn, layers=layers, kernels=self._kernels)
         if turn is not None:  # for each token, (T, 1, K)
             cos, sin = (table[pack.positions].repeat(1, 2).unsqueeze(1) for table in turn)
             turn = cos, sin
@@ -267,7 +280,7 @@ class EsmEncoder(nn.Module):
 class EsmBackbone:
     """An ESM model behind the `bioxfer.backbones.Backbone` protocol.
 
-    Made by `load_esm` or `from_fairesm`.
+    Made by `bioxfer.backbones.fairesm`.
 
     Parameters
     ----------
@@ -294,6 +307,7 @@ class EsmBackbone:
         self.fingerprint = fingerprint
         self.device = encoder.embedding.weight.device
         self._encoder = encoder
+        encoder.use_kernels()
 
     def __repr__(self) -> str:
         return f"<EsmBackbone {self.name}: {self.n_layers} layers of {self.dim}, {self.precision}>"
@@ -375,255 +389,3 @@ def _tokenize(sequence: str) -> Tensor:
             f"clean the sequence first, X stands for anything"
         )
     return torch.from_numpy(np.concatenate(([CLS], tokens, [EOS])).astype(np.uint8))
-
-
-def load_esm(path: str | Path, *, precision: str = "fp32", device: str = "cpu") -> EsmBackbone:
-    """Load a checkpoint of fair-esm.
-
-    The file's hash is not looked at here, see `bioxfer.backbones.load_backbone`.
-    The contact regression that fair-esm asks for beside it is not needed.
-
-    Parameters
-    ----------
-    path : str or Path
-        A ``.pt`` file as fair-esm publishes it; its name names the backbone.
-    precision : {"fp32", "bf16", "auto"}, optional
-        Type of the matrices, see `bioxfer.backbones.resolve_precision`.
-    device : str, optional
-        Where to run.
-
-    Raises
-    ------
-    WeightsError
-        If the file cannot be read, holds objects other than tensors and plain
-        values, or is no model of this family; and for any file where torch is
-        older than 2.10.
-    """
-    path = Path(path)
-    checkpoint = _read_checkpoint(path)
-    weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
-    ):
-        raise WeightsError(f"{path}: holds no model; give a checkpoint as fair-esm publishes it")
-    # fairseq's names: "encoder.sentence_encoder.layers.0...", "encoder.lm_head...", "encoder_layers".
-    state = {name.rpartition("encoder.")[2]: weight for name, weight in weights.items()}
-    options = {key.removeprefix("encoder_"): value for key, value in _read_options(checkpoint).items()}
-    heads = options.get("attention_heads")
-    if not isinstance(heads, int) or heads < 1:
-        raise WeightsError(
-            f"{path}: does not say how many attention heads there are; it is no ESM checkpoint"
-        )
-    return _build(
-        state,
-        heads=heads,
-        token_dropout=bool(options.get("token_dropout", False)),
-        clear_mask="embed_positions.weight" in state,  # as fair-esm does when it loads the older families
-        name=path.stem,
-        place=str(path),
-        precision=precision,
-        device=device,
-    )
-
-
-def from_fairesm(
-    model: nn.Module,
-    *,
-    name: str = "fair-esm",
-    precision: str = "fp32",
-    device: str = "cpu",
-) -> EsmBackbone:
-    """Take over a model that fair-esm built; its weights are copied.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        An ``esm.ESM2`` or an ``esm.ProteinBertModel`` of the kind ESM-1b.
-    name : str, optional
-        Name of the backbone.
-    precision : {"fp32", "bf16", "auto"}, optional
-        Type of the matrices, see `bioxfer.backbones.resolve_precision`.
-    device : str, optional
-        Where to run.
-
-    Raises
-    ------
-    UsageError
-        If the model is none of fair-esm's, such as one of the package ``esm``
-        by EvolutionaryScale, which has the same import name.
-    WeightsError
-        If it is one of fair-esm's other models.
-    """
-    source = getattr(model, "args", model)  # ProteinBertModel keeps its options in .args, ESM2 in itself
-    heads = getattr(source, "attention_heads", None)
-    kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    if not isinstance(heads, int) or not hasattr(model, "embed_tokens"):
-        raise UsageError(
-            f"{kind} is no ESM-1b, ESM-1v or ESM-2 of fair-esm; if EvolutionaryScale's package, also "
-            f"imported as 'esm', stands in its place, run: pip uninstall esm && pip install fair-esm==2.0.0"
-        )
-    return _build(
-        model.state_dict(),
-        heads=heads,
-        token_dropout=bool(getattr(source, "token_dropout", False)),
-        name=name,
-        place=kind,
-        precision=precision,
-        device=device,
-    )
-
-
-def _read_checkpoint(path: Path) -> Any:
-    """Read tensors and plain values, and run nothing that the file says."""
-    # Restricted loading itself could be made to run code: CVE-2025-32434, CVE-2026-24747.
-    if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
-        raise WeightsError(
-            f"{path}: torch {torch.__version__} cannot read .pt files safely; pip install 'torch>=2.10'"
-        )
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged or hostile file can fail in any way
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line.strip() for line in lines if "unsupported" in line.lower()), lines[0])
-        raise WeightsError(
-            f"{path}: refused, it is damaged or holds more than tensors and plain values ({reason}); "
-            f"give a checkpoint as fair-esm publishes it"
-        ) from error
-
-
-def _read_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Training options; ESM-2 keeps them under "cfg", the older families under "args"."""
-    config = checkpoint.get("cfg")
-    for options in (config.get("model") if isinstance(config, dict) else None, checkpoint.get("args")):
-        if isinstance(options, argparse.Namespace):
-            return vars(options)
-        if isinstance(options, dict):
-            return options
-    return {}
-
-
-def _build(
-    state: Mapping[str, Tensor],
-    *,
-    heads: int,
-    token_dropout: bool,
-    name: str,
-    place: str,
-    clear_mask: bool = False,
-    precision: str,
-    device: str,
-) -> EsmBackbone:
-    """Make a backbone of weights under fair-esm's names."""
-    unused = ("lm_head.", "contact_head.")
-    state = {key: weight.detach() for key, weight in state.items() if not key.startswith(unused)}
-    config = _read_config(state, heads=heads, token_dropout=token_dropout, place=place)
-    expected = _fairesm_names(config)
-    if missing := expected - state.keys():
-        raise WeightsError(f"{place}: lacks {len(missing)} weights such as {min(missing)}; it is not whole")
-    if foreign := state.keys() - expected:
-        raise WeightsError(
-            f"{place}: holds {len(foreign)} weights that ESM-1b, ESM-1v and ESM-2 do not have, such as "
-            f"{min(foreign)}; other models cannot be loaded"
-        )
-    if clear_mask or config.token_dropout:  # which never reads that row; so the fingerprint must not either
-        state["embed_tokens.weight"] = state["embed_tokens.weight"].clone()
-        state["embed_tokens.weight"][MASK] = 0
-    turns = [weight for key, weight in state.items() if key.endswith("rot_emb.inv_freq")]
-    if not all(torch.equal(weight, turns[0]) for weight in turns):
-        raise WeightsError(f"{place}: rotary frequencies differ between layers; it is damaged")
-    precision = resolve_precision(precision, device=device)
-    with torch.device("meta"):
-        encoder = EsmEncoder(config)
-    matrices = torch.bfloat16 if precision == "bf16" else torch.float32
-    try:
-        encoder.load_state_dict(_fuse(state, config, matrices=matrices), assign=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"{place}: weights do not fit together ({reason}); it is not whole") from error
-    return EsmBackbone(
-        encoder.requires_grad_(False).eval().to(device),
-        name=name,
-        precision=precision,
-        fingerprint=fingerprint(asdict(config), state),
-    )
-
-
-def _read_config(state: Mapping[str, Tensor], *, heads: int, token_dropout: bool, place: str) -> EsmConfig:
-    """Read the shape of a model off its weights."""
-    numbers = [int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)]
-    try:
-        tokens, width = state["embed_tokens.weight"].shape
-        ffn_width = state["layers.0.fc1.weight"].shape[0]
-        learned = state.get("embed_positions.weight")
-        config = EsmConfig(
-            layers=max(numbers) + 1,
-            width=width,
-            ffn_width=ffn_width,
-            heads=heads,
-            max_tokens=None if learned is None else learned.shape[0] - PAD - 1,
-            norm_embedding="emb_layer_norm_before.weight" in state,
-            token_dropout=token_dropout,
-        )
-    except (KeyError, IndexError, ValueError) as error:
-        raise WeightsError(
-            f"{place}: is no ESM-1b, ESM-1v or ESM-2 (no {error}); it cannot be loaded"
-        ) from error
-    if tokens != len(ALPHABET):
-        raise WeightsError(
-            f"{place}: is no ESM-1b, ESM-1v or ESM-2 ({tokens} tokens instead of {len(ALPHABET)}); "
-            f"it cannot be loaded"
-        )
-    if width % heads:
-        raise WeightsError(f"{place}: width {width} cannot be shared among {heads} heads; it is not whole")
-    return config
-
-
-def _fairesm_names(config: EsmConfig) -> set[str]:
-    """Names of all weights that fair-esm has for such a model, its heads aside."""
-    modules = ["emb_layer_norm_after"]
-    if config.norm_embedding:
-        modules.append("emb_layer_norm_before")
-    parts = ["self_attn_layer_norm", "final_layer_norm", "fc1", "fc2"]
-    parts += [f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
-    modules += [f"layers.{i}.{part}" for i in range(config.layers) for part in parts]
-    names = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
-    names.add("embed_tokens.weight")
-    if config.max_tokens is None:
-        names.update(f"layers.{i}.self_attn.rot_emb.inv_freq" for i in range(config.layers))
-    else:
-        names.add("embed_positions.weight")
-    return names
-
-
-def _fuse(state: Mapping[str, Tensor], config: EsmConfig, *, matrices: torch.dtype) -> dict[str, Tensor]:
-    """Copy weights from fair-esm's names to those of `EsmEncoder`, query, key and value into one."""
-    fused = {"embedding.weight": _copy(state["embed_tokens.weight"])}
-    if config.max_tokens is None:
-        fused["frequencies"] = _copy(state["layers.0.self_attn.rot_emb.inv_freq"])
-    else:
-        fused["positions.weight"] = _copy(state["embed_positions.weight"])
-    for kind in ("weight", "bias"):
-        fused[f"norm.{kind}"] = _copy(state[f"emb_layer_norm_after.{kind}"])
-        if config.norm_embedding:
-            fused[f"norm_embedding.{kind}"] = _copy(state[f"emb_layer_norm_before.{kind}"])
-        for i in range(config.layers):
-            ours, theirs = f"blocks.{i}", f"layers.{i}"
-            qkv = [state[f"{theirs}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            dtype = matrices if kind == "weight" else torch.float32
-            fused[f"{ours}.qkv.{kind}"] = torch.cat([part.to(dtype) for part in qkv])
-            fused[f"{ours}.out.{kind}"] = _copy(state[f"{theirs}.self_attn.out_proj.{kind}"], dtype)
-            fused[f"{ours}.up.{kind}"] = _copy(state[f"{theirs}.fc1.{kind}"], dtype)
-            fused[f"{ours}.down.{kind}"] = _copy(state[f"{theirs}.fc2.{kind}"], dtype)
-            fused[f"{ours}.norm_attention.{kind}"] = _copy(state[f"{theirs}.self_attn_layer_norm.{kind}"])
-            fused[f"{ours}.norm_feedforward.{kind}"] = _copy(state[f"{theirs}.final_layer_norm.{kind}"])
-    return fused
-
-
-def _copy(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    # Always a copy: a checkpoint is mapped into memory and may change on disk.
-    return weight.to(dtype, copy=True)

@@ -393,6 +393,13 @@ bool amx_allowed() {
     return allowed;
 }
 
+// Eight tiles of 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t columns[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
 // Two keys of 16 queries side by side, as the tile unit wants them: bf16 of a below, of b above.
 AMX INLINE __m512i pair_up(__m512 a, __m512 b) {
     const __m512i round = _mm512_set1_epi32(0x8000), low = _mm512_set1_epi32(0xffff);
@@ -417,11 +424,7 @@ AMX void attend_amx(const bf16* qkv, const Attention& job, bf16* out, bf16* scra
     alignas(64) float sum[tall * 16];
     alignas(64) float rows[16 * WIDTH];
     alignas(64) float columns[WIDTH * 16];
-    struct alignas(64) {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t columns[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
+    const TileConfig config;
     _tile_loadconfig(&config);
     std::memset(lines, 0, sizeof lines);
     for (int64_t s = 0; s < job.sequences; s++) {
@@ -495,14 +498,14 @@ AMX void attend_amx(const bf16* qkv, const Attention& job, bf16* out, bf16* scra
                             _mm512_store_ps(sum + d * 16, _mm512_mul_ps(_mm512_load_ps(sum + d * 16), shrink));
                     __m512 more = _mm512_setzero_ps();
                     for (j = 0; j + 2 <= count; j += 2) {
-                        const __m512 a = exp2v<16, false>(_mm512_fmsub_ps(_mm512_load_ps(scores + j * 16), scale, most));
-                        const __m512 b = exp2v<16, false>(_mm512_fmsub_ps(_mm512_load_ps(scores + j * 16 + 16), scale, most));
+                        const __m512 a = exp2v<16, false>(_mm512_load_ps(scores + j * 16) * scale - most);
+                        const __m512 b = exp2v<16, false>(_mm512_load_ps(scores + j * 16 + 16) * scale - most);
                         norm = _mm512_add_ps(norm, a);
                         more = _mm512_add_ps(more, b);
                         _mm512_store_si512(weights + j * 16, pair_up(a, b));
                     }
                     if (j < count) {
-                        const __m512 a = exp2v<16, false>(_mm512_fmsub_ps(_mm512_load_ps(scores + j * 16), scale, most));
+                        const __m512 a = exp2v<16, false>(_mm512_load_ps(scores + j * 16) * scale - most);
                         norm = _mm512_add_ps(norm, a);
                         _mm512_store_si512(weights + j * 16, pair_up(a, _mm512_setzero_ps()));
                         j += 2;
@@ -529,6 +532,94 @@ AMX void attend_amx(const bf16* qkv, const Attention& job, bf16* out, bf16* scra
         }
     }
     _tile_release();
+}
+
+// ---- products -----------------------------------------------------------------------------------
+
+// A float32 is the sum of three bf16 (3 x 8 bits of 24): the first three of what is left, each time rounded.
+AMX INLINE void split(__m512 x, bf16* to, int64_t step) {
+    for (int part = 0; part < 3; part++) {
+        const __m256i half = (__m256i)_mm512_cvtneps_pbh(x);
+        _mm256_storeu_si256((__m256i*)(to + part * step), half);
+        x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
+    }
+}
+
+// (n, k) weights to (n / 16, k / 32, 3) tiles of 16 pairs of dimensions by 16 outputs.
+AMX void pack_weights(const float* w, int64_t n, int64_t k, bf16* out) {
+    for (int64_t n0 = 0; n0 < n; n0 += 16)
+        for (int64_t k0 = 0; k0 < k; k0 += 32, out += 3 * 512)
+            for (int64_t j = 0; j < 16; j++)
+                for (int64_t i = 0; i < 32; i += 16) {
+                    alignas(64) bf16 parts[3 * 16];
+                    split(_mm512_loadu_ps(w + (n0 + j) * k + k0 + i), parts, 16);
+                    for (int64_t part = 0; part < 3; part++)
+                        for (int64_t d = 0; d < 16; d++)
+                            out[part * 512 + (i + d) / 2 * 32 + j * 2 + d % 2] = parts[part * 16 + d];
+                }
+}
+
+// y (rows, n) = x (rows, k) times packed weights, in the precision of float32 on the tile unit: of the nine
+// products of parts, the six that reach the 24 bits, the smallest ones first (Henry et al. 2019,
+// arXiv:1904.06376). 170 operations a cycle against 64 of AVX-512. Rows and n are multiples of 32.
+AMX bool multiply(const float* x, const bf16* w, float* y, int64_t rows, int64_t k, int64_t n) {
+    constexpr int64_t tall = 128, deep = 512;  // what is split at once stays in the second-level cache
+    bf16* split_up = (bf16*)std::aligned_alloc(64, tall * deep * 3 * sizeof(bf16));
+    if (!split_up) return false;
+    const TileConfig config;
+    _tile_loadconfig(&config);
+    for (int64_t r0 = 0; r0 < rows; r0 += tall) {
+        const int64_t high = rows - r0 < tall ? rows - r0 : tall;
+        for (int64_t k0 = 0; k0 < k; k0 += deep) {
+            const int64_t steps = (k - k0 < deep ? k - k0 : deep) / 32;
+            for (int64_t r = 0; r < high; r++)  // to (high / 32, steps, 3, 2) tiles of 16 rows by 32 dimensions
+                for (int64_t step = 0; step < steps; step++) {
+                    bf16* to = split_up + (r / 32 * steps + step) * 6 * 512 + r / 16 % 2 * 512 + r % 16 * 32;
+                    const float* from = x + (r0 + r) * k + k0 + step * 32;
+                    split(_mm512_loadu_ps(from), to, 1024);
+                    split(_mm512_loadu_ps(from + 16), to + 16, 1024);
+                }
+            for (int64_t n0 = 0; n0 < n; n0 += 32) {
+                const bf16* left = w + (n0 / 16 * (k / 32) + k0 / 32) * 3 * 512;
+                const bf16* right = left + k / 32 * 3 * 512;
+                for (int64_t r = 0; r < high; r += 32) {
+                    const bf16* a = split_up + r / 32 * steps * 6 * 512;
+                    float* to = y + (r0 + r) * n + n0;
+                    if (k0) {
+                        _tile_loadd(0, to, n * 4);
+                        _tile_loadd(1, to + 16, n * 4);
+                        _tile_loadd(2, to + 16 * n, n * 4);
+                        _tile_loadd(3, to + 16 * n + 16, n * 4);
+                    } else {
+                        _tile_zero(0);
+                        _tile_zero(1);
+                        _tile_zero(2);
+                        _tile_zero(3);
+                    }
+                    for (int64_t step = 0; step < steps; step++, a += 6 * 512) {
+                        const bf16 *b = left + step * 3 * 512, *c = right + step * 3 * 512;
+#define BX_ROWS(part) _tile_loadd(4, a + (part) * 1024, 64); _tile_loadd(5, a + (part) * 1024 + 512, 64)
+#define BX_COLUMNS(part) _tile_loadd(6, b + (part) * 512, 64); _tile_loadd(7, c + (part) * 512, 64)
+#define BX_MULTIPLY                                                                                          \
+    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7)
+                        BX_ROWS(2); BX_COLUMNS(0); BX_MULTIPLY;
+                        BX_ROWS(1); BX_MULTIPLY;
+                        BX_COLUMNS(1); BX_MULTIPLY;
+                        BX_ROWS(0); BX_MULTIPLY;
+                        BX_COLUMNS(2); BX_MULTIPLY;
+                        BX_COLUMNS(0); BX_MULTIPLY;
+                    }
+                    _tile_stored(0, to, n * 4);
+                    _tile_stored(1, to + 16, n * 4);
+                    _tile_stored(2, to + 16 * n, n * 4);
+                    _tile_stored(3, to + 16 * n + 16, n * 4);
+                }
+            }
+        }
+    }
+    _tile_release();
+    std::free(split_up);
+    return true;
 }
 #endif
 
@@ -641,5 +732,22 @@ int bx_attend(int isa, int half, const void* qkv, const float* bias, const float
         BX_CALL(isa, attend, half, qkv, job, width, out, scratch);
     std::free(scratch);
     return 0;
+}
+
+// What bx_product wants instead of float32 weights (n, k), k and n being multiples of 32; 3 n k bf16.
+// Only where bx_isa() is 3.
+void bx_pack(const float* weights, int64_t n, int64_t k, void* out) {
+#ifdef BX_X86
+    pack_weights(weights, n, k, (bf16*)out);
+#endif
+}
+
+// 0, or -1 if there was no memory. Only where bx_isa() is 3.
+int bx_product(const float* x, const void* weights, float* out, int64_t rows, int64_t k, int64_t n) {
+#ifdef BX_X86
+    return multiply(x, (const bf16*)weights, out, rows, k, n) ? 0 : -1;
+#else
+    return -1;
+#endif
 }
 }
