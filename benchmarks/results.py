@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import platform
 import shlex
 import sys
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,42 @@ def shared_folder() -> Path:
     return folder
 
 
-def write_result(name: str, measured: dict[str, Any]) -> None:
-    """Write ``results/NAME.json`` and show it."""
+def write_result(
+    name: str, measured: dict[str, Any], *, packages: Sequence[str] = (), into: Path | None = None
+) -> None:
+    """Write ``results/NAME.json`` and show it.
+
+    Parameters
+    ----------
+    name : str
+        Of the file, without its suffix.
+    measured : dict
+        What the file holds beside the facts of the run.
+    packages : sequence of str, optional
+        Packages whose versions are facts too, beside `PACKAGES`.
+    into : Path, optional
+        Folder of the file; ``results`` beside this script if not given.
+    """
     facts = {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_bare, sys.argv[1:])]),
         "date": datetime.date.today().isoformat(),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "versions": {"python": platform.python_version(), **_versions((*PACKAGES, *packages))},
     }
     text = json.dumps(facts | measured, indent=2, ensure_ascii=False) + "\n"
-    Path(__file__).parent.joinpath("results", f"{name}.json").write_text(text, encoding="utf-8")
+    folder = Path(__file__).parent / "results" if into is None else into
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.joinpath(f"{name}.json").write_text(text, encoding="utf-8")
     print(text, end="")
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of the packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _bare(word: str) -> str:

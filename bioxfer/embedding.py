@@ -8,28 +8,26 @@ wrong with a single protein stops the others; its row says what happened.
 
 from __future__ import annotations
 
-import html
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Literal, get_args
+from itertools import pairwise
+from typing import Literal, get_args
 
 import numpy as np
 
 from bioxfer.backbones import Backbone, load_backbone
 from bioxfer.cache import EmbeddingCache
-from bioxfer.engine import BATCH_TOKENS, Engine, Vector
+from bioxfer.embeddings import Embeddings, Status
+from bioxfer.engine import BATCH_TOKENS, GPU_BATCH_TOKENS, Engine, Vector
 from bioxfer.errors import SequenceError, UsageError
 from bioxfer.io import OnDuplicate, iter_sequences
 from bioxfer.pooling import POOLS, parse_pool
+from bioxfer.relay import ahead as read_ahead
 from bioxfer.sequences import OnInvalid, SequenceRecord, clean_protein, looks_like_nucleotides
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = [
     "POOLS",
@@ -39,6 +37,7 @@ __all__ = [
     "embed",
     "embed_first",
     "embed_records",
+    "is_file",
     "make_engine",
     "parse_pool",
     "resolve_layer",
@@ -47,10 +46,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Long = Literal["window", "truncate", "skip", "error"]
-Status = Literal["ok", "windowed", "truncated", "skipped", "failed"]
 
+_AHEAD = 2**25  # residues that lie ready at most, 32 MiB
 _MATRIX_VALUES = 2**26  # floats of per-residue output held at once, 256 MiB
-_SHOWN = 5  # rows of a notebook's preview
 
 
 @dataclass(slots=True)
@@ -88,86 +86,6 @@ class EmbeddedRecord:
         if self.pooled is None:
             return None
         return np.concatenate([self.pooled[name] for name in parse_pool(pool)])
-
-
-@dataclass(slots=True)
-class Embeddings:
-    """One row for each input record, in input order.
-
-    Attributes
-    ----------
-    ids : list of str
-        Verbatim, ``N`` of them.
-    lengths : list of int
-        Residues after cleaning.
-    statuses : list of str
-        ``ok``, ``windowed``, ``truncated``, ``skipped`` or ``failed``.
-    messages : list of str
-        What was changed or went wrong; empty if nothing.
-    vectors : ndarray
-        ``(N, D)`` float32, ``D`` being the backbone's width times the number
-        of joined poolings; rows that were skipped or failed hold NaN.
-    model, layer, pool, fingerprint
-        What made the vectors.
-    residues : list of ndarray, or None
-        ``(L, D)`` float32 for each record (None where skipped or failed), if asked for.
-    """
-
-    ids: list[str]
-    lengths: list[int]
-    statuses: list[Status]
-    messages: list[str]
-    vectors: Vector
-    model: str
-    layer: int
-    pool: str
-    fingerprint: str
-    residues: list[Vector | None] | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        return f"<Embeddings {self._title()}>"
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{_to_html(id_)}</td><td>{length}</td><td>{status}</td><td>{_to_html(message)}</td></tr>"
-            for id_, length, status, message in islice(
-                zip(self.ids, self.lengths, self.statuses, self.messages, strict=True), _SHOWN
-            )
-        )
-        more = f"<p>and {len(self) - _SHOWN} more</p>" if len(self) > _SHOWN else ""
-        return (
-            f"<p><b>Embeddings</b> {_to_html(self._title())}</p><table><thead><tr><th>id</th>"
-            f"<th>length</th><th>status</th><th>message</th></tr></thead><tbody>{rows}</tbody></table>{more}"
-        )
-
-    def _title(self) -> str:
-        count, width = self.vectors.shape
-        return f"{count} × {width}, {self.model}, layer {self.layer}, {self.pool}"
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Make a table of ``id, length, status, message`` and one column per dimension.
-
-        Returns
-        -------
-        pandas.DataFrame
-            ``N`` rows; the vectors' columns are named by pooling and dimension,
-            ``mean_0, mean_1, ...``.
-        """
-        import pandas as pd
-
-        pools = parse_pool(self.pool)
-        width = self.vectors.shape[1] // len(pools)
-        rows = {
-            "id": self.ids,
-            "length": self.lengths,
-            "status": self.statuses,
-            "message": self.messages,
-        }
-        names = [f"{pool}_{number}" for pool in pools for number in range(width)]
-        return pd.concat([pd.DataFrame(rows), pd.DataFrame(self.vectors, columns=names)], axis=1)
 
 
 def resolve_layer(backbone: Backbone, layer: int | None) -> int:
@@ -210,6 +128,7 @@ def embed_records(
     degap: bool = False,
     cache: EmbeddingCache | None = None,
     chunk: int = 4096,
+    ahead: bool = False,
     fp32: Callable[[], Backbone] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[EmbeddedRecord]:
@@ -250,6 +169,10 @@ def embed_records(
         Where to look first, and to keep each batch as soon as it is done.
     chunk : int, optional
         Records worked off together, at most.
+    ahead : bool, optional
+        Whether to read and clean records in a thread of its own while others are computed,
+        up to a chunk or 32 MiB of residues ahead. ``records`` then must suit such a thread; what
+        reads a file does, what waits for a terminal or a pipe cannot be stopped while it waits.
     fp32 : callable, optional
         Gives the same backbone in float32, for records whose result in another
         precision is not finite. Without it those fail.
@@ -289,7 +212,11 @@ def embed_records(
         fp32=fp32,
     )
     prepared = _prepare(records, engine, first=first, long=long, on_invalid=on_invalid, degap=degap)
-    return _stream(prepared, engine, chunk=chunk, progress=progress or (lambda count: None))
+    if ahead:
+        heap = -(-_AHEAD // chunk)  # what a record weighs besides its residues: a chunk of them is all
+        prepared = read_ahead(prepared, weigh=lambda pair: heap + len(pair[1]), most=_AHEAD)
+    rows = _stream(prepared, engine, chunk=chunk, progress=progress or (lambda count: None))
+    return _closing(prepared, rows)
 
 
 def make_engine(
@@ -428,7 +355,7 @@ def embed(
     else:
         backbone = model
     if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS if device == "cpu" else 4 * BATCH_TOKENS  # a launch costs a GPU more
+        batch_tokens = BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
     opened = EmbeddingCache(cache) if isinstance(cache, (str, os.PathLike)) else None
     try:
         rows = list(
@@ -444,6 +371,7 @@ def embed(
                 on_invalid=on_invalid,
                 degap=degap,
                 cache=cache if isinstance(cache, EmbeddingCache) else opened,
+                ahead=is_file(records),
                 fp32=fp32,
             )
         )
@@ -469,9 +397,9 @@ def embed(
     )
 
 
-def _to_html(text: str) -> str:
-    """Escape for a notebook, where bytes that are no UTF-8 cannot be sent."""
-    return html.escape(text.encode("utf-8", "backslashreplace").decode())
+def is_file(records: object) -> bool:
+    """Tell a file, which a thread may read ahead, from standard input and from what is no path."""
+    return isinstance(records, (str, os.PathLike)) and os.path.isfile(records)
 
 
 def as_records(
@@ -506,7 +434,7 @@ def _prepare(
     long: Long,
     on_invalid: OnInvalid,
     degap: bool,
-) -> Iterator[tuple[EmbeddedRecord, str]]:
+) -> Generator[tuple[EmbeddedRecord, str], None, None]:
     """Clean each record; beside its row stand the residues to represent, or nothing if it is skipped."""
     window = engine.backbone.window
     warned = False
@@ -547,6 +475,16 @@ def _prepare(
         yield EmbeddedRecord(record, length, status, "; ".join(notes), sequence=clean.residues), used
 
 
+def _closing(
+    prepared: Generator[tuple[EmbeddedRecord, str], None, None], rows: Iterator[EmbeddedRecord]
+) -> Iterator[EmbeddedRecord]:
+    """End the reading with the work, whatever ends it, rather than when its memory is collected."""
+    try:
+        yield from rows
+    finally:
+        prepared.close()
+
+
 def _stream(
     prepared: Iterable[tuple[EmbeddedRecord, str]],
     engine: Engine,
@@ -566,16 +504,22 @@ def _stream(
                 progress(count)
 
         outcomes = engine.solve(copies, done=done)
-        for row, used in rows:
+        left = copies.copy()
+        rows.reverse()
+        while rows:  # what was yielded is not kept while the next chunk is computed
+            row, used = rows.pop()
             if used:
-                outcome = outcomes[used]
+                left[used] -= 1
+                last = not left[used]
+                outcome = outcomes.pop(used) if last else outcomes[used]
                 row.message = "; ".join(filter(None, (row.message, outcome.message)))
                 if outcome.pooled is None:
                     row.status = "failed"
                 else:
                     # Copies, so that rows of one sequence do not share arrays.
-                    row.pooled = {name: vector.copy() for name, vector in outcome.pooled.items()}
-                    row.residues = None if outcome.residues is None else outcome.residues.copy()
+                    row.pooled = {n: v if last else v.copy() for n, v in outcome.pooled.items()}
+                    matrix = outcome.residues
+                    row.residues = matrix if last or matrix is None else matrix.copy()
             yield row
 
 

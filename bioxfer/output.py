@@ -25,13 +25,14 @@ from typing import IO, Any, Literal, cast
 
 from bioxfer.errors import MissingExtraError, OutputError, UsageError
 
-__all__ = ["TableFormat", "TableWriter", "check_output", "publish", "table_format"]
+__all__ = ["TableFormat", "TableWriter", "check_output", "is_stream", "publish", "table_format"]
 
 TableFormat = Literal["csv", "tsv", "csv.gz", "tsv.gz", "csv.xz", "parquet"]
 
 logger = logging.getLogger("bioxfer")
 
 _FORMATS: tuple[TableFormat, ...] = ("csv", "tsv", "csv.gz", "tsv.gz", "csv.xz", "parquet")
+_ROWS_OF_A_GROUP = 4096  # of a Parquet table that grows; each holds some MB of Python numbers
 _FORMULA = re.compile(r"[=+\-@]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -156,7 +157,7 @@ class TableWriter:
     Text tables are UTF-8 with LF line ends and quotes after RFC 4180; bytes of
     the input that are not UTF-8 are written back as they were. The same rows
     give the same bytes, compressed or not. A Parquet table is written at the
-    end, since the types of its columns need every row.
+    end, since the types of its columns need every row, unless `kinds` gives them.
 
     Parameters
     ----------
@@ -170,6 +171,8 @@ class TableWriter:
         with ``= + - @``). Without it such text is written verbatim, with one warning.
     overwrite : bool
         Whether an existing file may be replaced.
+    kinds : sequence of {str, int, float}, optional
+        Type of each column. A Parquet table then grows as rows come, and memory does not.
 
     Raises
     ------
@@ -200,9 +203,11 @@ class TableWriter:
         *,
         excel_safe: bool = False,
         overwrite: bool = True,
+        kinds: Sequence[type[str] | type[int] | type[float]] | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self.columns = tuple(columns)
+        self.kinds = kinds
         self.excel_safe = excel_safe
         self.format = table_format(path)
         self._delimiter = "\t" if self.format.startswith("tsv") else ","
@@ -211,7 +216,9 @@ class TableWriter:
         self._stack = contextlib.ExitStack()
         self._stream: IO[bytes] | None = None
         self._temporary: Path | None = None
-        self._rows: list[Sequence[object]] = []  # of a Parquet table
+        self._plain: dict[type, bool] = {}  # whether a kind of value is a number
+        self._rows: list[Sequence[object]] = []  # of a Parquet table, those not yet written
+        self._parquet: Any = None
         if self.format == "parquet":
             _import_pyarrow()
         check_output(path, overwrite=overwrite)
@@ -225,10 +232,11 @@ class TableWriter:
             else:
                 self._temporary = stack.enter_context(_replacing(self.path))
                 if self.format == "parquet":
-                    stack.push(self._write_parquet)
+                    stack.push(self._end_parquet)
                 else:
                     self._stream = _open_stream(self._temporary, self.format, stack)
-            self._append(self.columns)
+            if self.format != "parquet":
+                self._append(self.columns)
             self._stack = stack.pop_all()
         return self
 
@@ -270,10 +278,17 @@ class TableWriter:
     def _append(self, row: Sequence[object]) -> None:
         if self.format == "parquet":
             self._rows.append(tuple(row))
+            if self.kinds is not None and len(self._rows) >= _ROWS_OF_A_GROUP:
+                self._write_group()
             return
         if self._stream is None:
             raise ValueError("the table is not open; write inside its with block")
-        cells = (self._cell(name, value) for name, value in zip(self.columns, row, strict=True))
+        plain = self._plain
+        cells = [
+            # Most cells are numbers, which need none of the care for text.
+            str(value) if plain.get(type(value)) else self._cell(name, value)
+            for name, value in zip(self.columns, row, strict=True)
+        ]
         line = self._delimiter.join(cells) + "\n"
         try:
             data = line.encode("utf-8", "surrogateescape")
@@ -284,6 +299,8 @@ class TableWriter:
     def _cell(self, name: str, value: object) -> str:
         # str() and quotes of our own: the csv module's quoting of CR differs between Pythons 3.10 and 3.13.
         text = "" if value is None else str(value)
+        if type(value) not in self._plain:
+            self._plain[type(value)] = isinstance(value, numbers.Number)
         if isinstance(value, str) and _FORMULA.match(text) and (name == "id" or not _NUMBER.fullmatch(text)):
             if self.excel_safe:
                 text = f"'{text}"
@@ -301,24 +318,39 @@ class TableWriter:
             text = '"' + text.replace('"', '""') + '"'
         return text
 
-    def _write_parquet(
+    def _write_group(self) -> None:
+        """Write the rows at hand, and begin the Parquet file if they are the first."""
+        from pyarrow import parquet
+
+        cells = zip(*self._rows, strict=True) if self._rows else ([] for _ in self.columns)
+        kinds: Sequence[type | None] = self.kinds or [None] * len(self.columns)
+        arrays = [_arrow_array(list(column), kind) for column, kind in zip(cells, kinds, strict=True)]
+        self._rows.clear()
+        table = _import_pyarrow().Table.from_arrays(arrays, names=list(self.columns))
+        if self._parquet is None:
+            self._parquet = parquet.ParquetWriter(self._temporary, table.schema)
+        self._parquet.write_table(table)
+
+    def _end_parquet(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            return
-        from pyarrow import parquet
-
-        header, *rows = self._rows
-        cells = zip(*rows, strict=True) if rows else ([] for _ in header)
-        arrays = [_arrow_array(list(column)) for column in cells]
-        table = _import_pyarrow().Table.from_arrays(arrays, names=list(self.columns))
-        parquet.write_table(table, self._temporary)
+        try:
+            if kind is None and (self._rows or self._parquet is None):
+                self._write_group()
+        finally:
+            if self._parquet is not None:
+                self._parquet.close()
 
 
 # --- files -------------------------------------------------------------------------------------------
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Tell standard output, a pipe or a device, which may block for ever, from a file."""
+    return os.fspath(path) == "-" or _is_special(path)
 
 
 def _is_special(name: str | os.PathLike[str]) -> bool:
@@ -396,13 +428,17 @@ def _import_pyarrow() -> Any:
     return pyarrow
 
 
-def _arrow_array(values: list[object]) -> Any:
+def _arrow_array(values: list[object], kind: type | None = None) -> Any:
     """Make a column of one type: bool, int64, float64, or text for all else."""
     pyarrow = _import_pyarrow()
+    if kind in (int, float):
+        return pyarrow.array(values, type=pyarrow.int64() if kind is int else pyarrow.float64())
+    if kind is str:
+        return pyarrow.array([None if v is None else _utf8(str(v)) for v in values], pyarrow.large_string())
     present = [value for value in values if value is not None]
     kinds = ((bool, pyarrow.bool_()), (numbers.Integral, pyarrow.int64()), (numbers.Real, pyarrow.float64()))
-    for kind, arrow_type in kinds:
-        if present and all(isinstance(value, kind) for value in present):
+    for each, arrow_type in kinds:
+        if present and all(isinstance(value, each) for value in present):
             return pyarrow.array(values, type=arrow_type)
     # large_string: a column of plain strings ends at 2 GiB
     texts = [None if value is None else _utf8(str(value)) for value in values]

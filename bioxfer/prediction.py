@@ -20,12 +20,21 @@ import numpy.typing as npt
 
 from bioxfer.backbones import Backbone, list_backbones, load_backbone
 from bioxfer.cache import EmbeddingCache
-from bioxfer.embedding import EmbeddedRecord, Long, as_records, embed_first, embed_records, make_engine
+from bioxfer.embedding import (
+    EmbeddedRecord,
+    Long,
+    as_records,
+    embed_first,
+    embed_records,
+    is_file,
+    make_engine,
+)
 from bioxfer.engine import BATCH_TOKENS, Vector
 from bioxfer.errors import UnknownModelError, UsageError
 from bioxfer.heads import TrainedHead
 from bioxfer.io import OnDuplicate
-from bioxfer.output import TableWriter
+from bioxfer.output import TableWriter, is_stream
+from bioxfer.relay import behind
 from bioxfer.residues import ResidueHead, label_residues, read_head
 from bioxfer.sequences import OnInvalid, SequenceRecord
 from bioxfer.tasks import UNKNOWN
@@ -47,6 +56,7 @@ READY_HEADS = Path(__file__).parent / "weights" / "heads"
 """Heads inside the package, one ``NAME.safetensors`` each."""
 
 _STEM = ("id", "length", "status", "message")  # first columns of every table
+_CELLS_BEHIND = 2**18  # that wait for the writer at most; some 16 MB
 _ROWS_AT_ONCE = 512  # proteins that a head sees together
 _MATRICES_AT_ONCE = 32  # the same where each brings all its residues along
 
@@ -148,6 +158,7 @@ def predict_rows(
     degap: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     cache: EmbeddingCache | None = None,
+    ahead: bool = False,
     fp32: Callable[[], Backbone] | None = None,
     progress: Callable[[int], object] | None = None,
     statuses: Counter[str] | None = None,
@@ -169,7 +180,7 @@ def predict_rows(
     probabilities : bool, optional
         Whether a wide table has one column per class, which an abstaining head fills
         even where it says ``unknown``. Heads for residues add none.
-    long, on_invalid, degap, batch_tokens, cache, fp32, progress
+    long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
         See `embed_records`.
     statuses : Counter, optional
         Counts the records by status as their rows are made.
@@ -221,6 +232,7 @@ def predict_rows(
         degap=degap,
         batch_tokens=batch_tokens,
         cache=cache,
+        ahead=ahead,
         fp32=fp32,
         progress=progress,
     )
@@ -482,6 +494,7 @@ def predict(
         degap=degap,
         batch_tokens=batch_tokens,
         cache=cache,
+        ahead=is_file(records),
         fp32=fp32,
     )
     return pd.DataFrame(rows, columns=columns)
@@ -500,6 +513,7 @@ def write_predictions(
     degap: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     cache: EmbeddingCache | None = None,
+    ahead: bool = False,
     fp32: Callable[[], Backbone] | None = None,
     excel_safe: bool = False,
     overwrite: bool = True,
@@ -513,7 +527,7 @@ def write_predictions(
         What `iter_sequences` yields; read as they are needed.
     out : path
         The table, its format told by its suffix; ``-`` is standard output.
-    heads, backbone, shape, probabilities, long, on_invalid, degap, batch_tokens, cache, fp32, progress
+    heads, backbone, shape, probabilities, long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
         See `predict_rows`.
     excel_safe, overwrite : bool, optional
         See `TableWriter`.
@@ -535,10 +549,11 @@ def write_predictions(
         degap=degap,
         batch_tokens=batch_tokens,
         cache=cache,
+        ahead=ahead,
         fp32=fp32,
         progress=progress,
         statuses=statuses,
     )
     with TableWriter(out, columns, excel_safe=excel_safe, overwrite=overwrite) as table:
-        table.write(rows)
+        behind(rows, table.write, weigh=len, most=_CELLS_BEHIND, here=is_stream(out))
     return statuses

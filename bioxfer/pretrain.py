@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bioxfer.backbones import resolve_precision
-from bioxfer.backbones.compact import BOS, EOS, CompactConfig, CompactModel, save_compact
+from bioxfer.backbones.compact import BOS, EOS, CompactBlock, CompactConfig, CompactModel, save_compact
 from bioxfer.corpus import (
     IGNORED,
     Batch,
@@ -446,7 +446,8 @@ def pretrain(
     trunk.train()
     if options.compiled:
         for block in model.blocks:
-            block.compile()
+            assert isinstance(block, CompactBlock)
+            block.compile_parts()
     while True:
         done = step / options.steps if options.steps else spent / (60 * (options.minutes or 1))
         if done >= 1:

@@ -15,21 +15,32 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
+import zipfile
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from bioxfer.embedding import EmbeddedRecord, parse_pool
 from bioxfer.engine import Vector
 from bioxfer.errors import MissingExtraError, UsageError
-from bioxfer.output import TableWriter, publish, table_format
+from bioxfer.output import TableWriter, is_stream, publish, table_format
+from bioxfer.relay import behind
 
 __all__ = ["check_vector_format", "write_vectors"]
 
 Facts = dict[str, str | int]
+
+_STEM = ("id", "length", "status", "message")  # first columns of a table
+_BEHIND = 2**26  # bytes of records that wait for the writer at most, 64 MiB
+_RECORD = 1024  # bytes of a record besides its arrays and residues
+_PIECE = 2**20  # bytes of an array that are written at once
 
 
 def check_vector_format(path: str | os.PathLike[str], *, per_residue: bool) -> None:
@@ -99,20 +110,36 @@ def write_vectors(
             statuses[each.status] += 1
             yield each
 
+    def hand(write: Callable[[Iterator[EmbeddedRecord]], object]) -> None:
+        behind(counted(), write, weigh=_weigh, most=_BEHIND, here=is_stream(path))
+
     suffix = Path(path).suffix.lower()
+    columns = width if per_residue else width * len(parse_pool(pool))
     if suffix in (".h5", ".hdf5"):
         with publish(path) as temporary:
-            _write_hdf5(temporary, counted(), pool=pool, facts=facts, per_residue=per_residue)
+            hand(partial(_write_hdf5, temporary, pool=pool, facts=facts, per_residue=per_residue))
     elif suffix == ".npz":
-        rows = list(counted())
         with publish(path) as temporary:
-            _write_npz(temporary, rows, pool=pool, width=width, facts=facts, per_residue=per_residue)
+            hand(
+                partial(_write_npz, temporary, pool=None if per_residue else pool, width=columns, facts=facts)
+            )
     else:
         names = [f"{part}_{number}" for part in parse_pool(pool) for number in range(width)]
-        columns = ["id", "length", "status", "message", *names]
-        with TableWriter(path, columns, excel_safe=excel_safe, overwrite=overwrite) as table:
-            table.write(_cells(each, pool, len(names)) for each in counted())
+        with TableWriter(
+            path,
+            [*_STEM, *names],
+            excel_safe=excel_safe,
+            overwrite=overwrite,
+            kinds=[str, int, str, str, *[float] * len(names)],
+        ) as table:
+            hand(lambda rows: table.write(_cells(each, pool, len(names)) for each in rows))
     return statuses
+
+
+def _weigh(each: EmbeddedRecord) -> int:
+    """Bytes that a record holds, about."""
+    arrays = [*(each.pooled or {}).values(), *([] if each.residues is None else [each.residues])]
+    return _RECORD + 2 * each.length + sum(held.nbytes for held in arrays)
 
 
 def _cells(each: EmbeddedRecord, pool: str, count: int) -> Sequence[object]:
@@ -123,28 +150,67 @@ def _cells(each: EmbeddedRecord, pool: str, count: int) -> Sequence[object]:
 
 
 def _write_npz(
-    path: Path, rows: Sequence[EmbeddedRecord], *, pool: str, width: int, facts: Facts, per_residue: bool
+    path: Path, rows: Iterable[EmbeddedRecord], *, pool: str | None, width: int, facts: Facts
 ) -> None:
-    arrays: dict[str, Any] = {
-        "ids": np.array([each.record.id for each in rows], dtype=np.str_),
-        "lengths": np.array([each.length for each in rows], dtype=np.int64),
-        "statuses": np.array([each.status for each in rows], dtype=np.str_),
-        "messages": np.array([each.message for each in rows], dtype=np.str_),
-    }
-    if per_residue:
-        matrices = [np.empty((0, width), np.float32) if e.residues is None else e.residues for e in rows]
-        arrays["residues"] = np.concatenate([np.empty((0, width), np.float32), *matrices])
-        arrays["offsets"] = np.cumsum([0] + [len(matrix) for matrix in matrices])
-    else:
-        vectors = np.full((len(rows), width * len(parse_pool(pool))), np.nan, dtype=np.float32)
-        for place, each in enumerate(rows):
-            vector = each.vector(pool)
-            if vector is not None:
-                vectors[place] = vector
-        arrays["vectors"] = vectors
-    arrays |= {name: np.array(value) for name, value in facts.items()}
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
+    """Write what `numpy.savez` would, without holding more than ids, messages and lengths.
+
+    Numbers go to a file of their own first, as the head of an array tells how many there are. Without a
+    `pool`, they are the residues'.
+    """
+    ids: list[str] = []
+    statuses: list[str] = []
+    messages: list[str] = []
+    lengths, offsets = array("q"), array("q", [0])
+    blank = np.full((1, width), np.nan, dtype="<f4")
+    # Unnamed, so that nothing of it is left whatever happens.
+    with tempfile.TemporaryFile(dir=path.parent) as spool:
+        for each in rows:
+            if pool is None:
+                data = blank[:0] if each.residues is None else each.residues
+            else:
+                vector = each.vector(pool)
+                data = blank if vector is None else vector.reshape(1, width)
+            spool.write(np.ascontiguousarray(data, dtype="<f4").data)
+            ids.append(each.record.id)
+            statuses.append(each.status)
+            messages.append(each.message)
+            lengths.append(each.length)
+            offsets.append(offsets[-1] + len(data))
+        spool.seek(0)
+        with zipfile.ZipFile(path, "w") as archive:
+            _add_texts(archive, "ids", ids)
+            _add_array(archive, "lengths", np.asarray(lengths, dtype=np.int64))
+            _add_texts(archive, "statuses", statuses)
+            _add_texts(archive, "messages", messages)
+            pieces = iter(partial(spool.read, _PIECE), b"")
+            _add_member(archive, "vectors" if pool else "residues", "<f4", (offsets[-1], width), pieces)
+            if pool is None:
+                _add_array(archive, "offsets", np.asarray(offsets, dtype=np.int64))
+            for name, value in facts.items():
+                _add_array(archive, name, np.array(value))
+
+
+def _add_texts(archive: zipfile.ZipFile, name: str, texts: Sequence[str]) -> None:
+    """Add texts as numpy keeps them, each as wide as the widest, a piece at a time."""
+    kind = np.dtype(f"<U{max(map(len, texts), default=0) or 1}")
+    step = max(1, _PIECE // kind.itemsize)
+    pieces = (np.array(texts[n : n + step], dtype=kind).tobytes() for n in range(0, len(texts), step))
+    _add_member(archive, name, kind.str, (len(texts),), pieces)
+
+
+def _add_array(archive: zipfile.ZipFile, name: str, values: npt.NDArray[Any]) -> None:
+    _add_member(archive, name, values.dtype.str, values.shape, [values.tobytes()])
+
+
+def _add_member(
+    archive: zipfile.ZipFile, name: str, kind: str, shape: tuple[int, ...], pieces: Iterable[bytes]
+) -> None:
+    # As numpy.savez: no time of day, so that equal arrays are equal bytes, and room for more than 4 GiB.
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        head = {"descr": kind, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(cast("io.BytesIO", member), head)
+        for piece in pieces:
+            member.write(piece)
 
 
 def _write_hdf5(

@@ -15,6 +15,7 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from bioxfer.backbones import (
     verify_backbone,
     weights,
 )
+from bioxfer.backbones.packing import attend, attend_varied, pack_tokens
 from bioxfer.errors import OfflineError, OutputError, UnknownModelError, UsageError, WeightsError
 
 NAME = "esm2_t6_8M_UR50D"
@@ -246,8 +248,8 @@ def test_threads_are_set_and_impossible_ones_refused(tmp_path, content):
 def test_precision_is_taken_as_given_and_unknown_ones_refused():
     assert resolve_precision("fp32") == "fp32"
     assert resolve_precision("bf16") == "bf16"
-    with pytest.raises(UsageError, match="precision 'fp16' does not exist; choose fp32, bf16 or auto"):
-        resolve_precision("fp16")
+    with pytest.raises(UsageError, match="precision 'fp8' does not exist; choose fp32, bf16, fp16 or auto"):
+        resolve_precision("fp8")
 
 
 @pytest.mark.parametrize(
@@ -479,3 +481,37 @@ def test_hub_folder_is_that_of_torch(monkeypatch, tmp_path):
         assert weights.hub_folder() == Path(torch.hub.get_dir()) / "checkpoints"
         monkeypatch.setenv(variable, str(tmp_path))
         assert weights.hub_folder() == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def test_fp16_is_refused_where_there_is_no_gpu():
+    with pytest.raises(UsageError, match=r"fp16 needs a GPU, and the device is 'cpu'; choose bf16 or fp32"):
+        load_backbone("compact", precision="fp16")
+
+
+def test_auto_says_what_it_costs(caplog):
+    with caplog.at_level("INFO", logger="bioxfer"):
+        precision = resolve_precision("auto")
+    assert ("cosine of 0.9999" in caplog.text) is (precision == "bf16")
+
+
+def test_one_call_attends_all_lengths_as_many_calls_do(monkeypatch):
+    """The call itself needs a GPU; here is what it gets."""
+    from torch.nn.attention import varlen
+
+    torch.manual_seed(0)
+    pack = pack_tokens([torch.zeros(n, dtype=torch.uint8) for n in (5, 3, 5, 9)], multiple=8)
+    q, k, v = torch.randn(3, len(pack.tokens), 2, 16)
+
+    def definition(q, k, v, bounds, also, most, longest, *, scale):
+        assert torch.equal(bounds, also)
+        assert bounds.dtype == torch.int32
+        assert most == longest == 9
+        parts = []
+        for a, b in pairwise(bounds.tolist()):
+            logits = torch.einsum("qhk,thk->hqt", q[a:b], k[a:b]) * scale
+            parts.append((logits.softmax(-1) @ v[a:b].transpose(0, 1)).transpose(0, 1))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(varlen, "varlen_attn", definition)
+    found = attend_varied(q, k, v, pack.groups, scale=0.25)
+    assert torch.allclose(found, attend(q, k, v, pack.groups, scale=0.25), atol=1e-6)

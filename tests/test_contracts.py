@@ -23,6 +23,7 @@ from toys import backbone, fasta, head, proteins, run, write_head, write_weights
 
 from bioxfer.backbones import list_backbones
 from bioxfer.backbones.compact import CompactBackbone
+from bioxfer.backbones.kernels import INSTRUCTIONS
 from bioxfer.embedding import embed
 from bioxfer.io import read_sequences
 from bioxfer.prediction import list_heads, load_head
@@ -121,7 +122,8 @@ def test_contract_4_every_family_member_is_held_against_fair_esm():
         name = info.name[:-1] + "1" if info.family == "ESM-1v" else info.name  # five seeds of one shape
         assert name in compared, f"{info.name} is not compared with fair-esm"
     marks = test_esm.test_every_layer_of_every_family_member_equals_fair_esm.pytestmark
-    assert [set(mark.args[1]) for mark in marks if mark.name == "parametrize"] == [compared]
+    ways = {mark.args[0]: set(mark.args[1]) for mark in marks if mark.name == "parametrize"}
+    assert ways == {"name": compared, "kernels": {"off", *INSTRUCTIONS}}
     assert test_esm._assert_equal.__kwdefaults__ == {"tolerance": 1e-5}
 
 

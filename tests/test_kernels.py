@@ -58,9 +58,7 @@ def _attention(qkv, bias, turn, lengths, heads):
         q, k, v = part.view(len(part), 3, heads, -1).unbind(1)
         if turn is not None:
             cos, sin = (table[: len(part)].double().repeat(1, 2).unsqueeze(1) for table in turn)
-            q, k = (
-                t * cos + torch.cat((-t.chunk(2, -1)[1], t.chunk(2, -1)[0]), -1) * sin for t in (q, k)
-            )
+            q, k = (t * cos + torch.cat((-t.chunk(2, -1)[1], t.chunk(2, -1)[0]), -1) * sin for t in (q, k))
         weights = torch.softmax(torch.einsum("qhk,thk->hqt", q, k) * q.shape[-1] ** -0.5, dim=-1)
         results.append((weights @ v.transpose(0, 1)).transpose(0, 1).flatten(1))
     return torch.cat(results)
@@ -274,9 +272,7 @@ def test_tensors_that_would_be_misread_are_refused():
     with pytest.raises(ValueError, match="heads of width 10 do not fit"):
         kernels.attend(torch.zeros(4, 30), torch.zeros(30), None, pack, heads=1, out=torch.zeros(4, 10))
     with pytest.raises(ValueError, match="rotations for 2 places"):
-        kernels.attend(
-            torch.zeros(4, 24), torch.zeros(24), _turn(2, 8), pack, heads=1, out=torch.zeros(4, 8)
-        )
+        kernels.attend(torch.zeros(4, 24), torch.zeros(24), _turn(2, 8), pack, heads=1, out=torch.zeros(4, 8))
     with pytest.raises(ValueError, match="does not fit"):
         kernels.convolve(torch.zeros(4, 8), torch.zeros(3, 8), pack, activate=False, out=torch.zeros(4, 8))
     with pytest.raises(ValueError, match="a kernel takes"):  # fewer rows than the pack has tokens

@@ -52,11 +52,10 @@ def test_an_error_is_raised_in_place_of_its_result():
             raise ZeroDivisionError("four")
         return item
 
-    found = []
+    results = side_by_side(work, range(50), workers=2)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(ZeroDivisionError, match="four"):
-        for result in side_by_side(work, range(50), workers=2):
-            found.append(result)  # noqa: PERF402
-    assert found == [0, 1, 2, 3]
+        next(results)
 
 
 def test_few_results_wait_for_a_slow_reader():

@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bioxfer.backbones import Representation, resolve_precision
+from bioxfer.backbones import Representation, matrix_dtype, resolve_precision
 from bioxfer.backbones.kernels import ROWS, Kernels, Product, Scratch, load_kernels
-from bioxfer.backbones.packing import Pack, attend_groups, pack_tokens, project, rotary_tables, rotate
+from bioxfer.backbones.packing import Pack, attend, pack_tokens, project, rotary_tables, rotate
 from bioxfer.backbones.weights import fingerprint
 from bioxfer.errors import WeightsError
 
@@ -124,6 +124,7 @@ class CompactBlock(nn.Module):
         width = config.width
         self.norm_mix = nn.LayerNorm(width)
         self.products: dict[str, Product] = {}
+        self._attend = _attend
         self.neighbours = nn.Parameter(torch.zeros(config.kernel, width))
         self.qkv = nn.Linear(width, 3 * width) if attends else None
         self.out = nn.Linear(width, width)
@@ -141,10 +142,19 @@ class CompactBlock(nn.Module):
             heads = (-1, 3, x.shape[-1] // HEAD_WIDTH, HEAD_WIDTH)
             q, k, v = project(h, self.qkv).view(heads).unbind(1)
             q, k = rotate(q, layout.cos, layout.sin), rotate(k, layout.cos, layout.sin)
-            mixed = _attend(q, k, v, layout).flatten(1)
+            mixed = self._attend(q, k, v, layout).flatten(1)
         x = x + project(mixed, self.out)
         h = self.norm_feedforward(x).to(layout.cos.dtype)
         return x + project(F.gelu(project(h, self.up)), self.down)
+
+    def compile_parts(self) -> None:
+        """Compile this block for training, but for its attention.
+
+        The groups of a pack differ from pack to pack, and compiled code would be made anew for each.
+        """
+        # Here and not as a decorator, which would load torch's compiler, for a second, with every command.
+        self._attend = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]
+        self.compile()
 
     def run(
         self,
@@ -157,22 +167,7 @@ class CompactBlock(nn.Module):
         kernels: Kernels,
         scratch: Scratch,
     ) -> tuple[Tensor, Tensor]:
-        """Do what `forward` does, with compiled kernels and in place.
-
-        Parameters
-        ----------
-        x : Tensor
-            Packed tokens, ``(T, D)``, without what the block before has to add to them.
-        change, bias : Tensor or None
-            That addition, ``(T, D)`` and ``(D,)``; the first norm makes it.
-        pack, turn, kernels, scratch
-            Sequences, rotary tables, functions and room.
-
-        Returns
-        -------
-        tuple of Tensor
-            What this block has to add, likewise.
-        """
+        """Do what `forward` does, with compiled kernels; parameters and result as `EsmBlock.run` has them."""
         (rows, width), products = x.shape, self.products
 
         def product(h: Tensor, name: str, room: str) -> Tensor:
@@ -191,10 +186,8 @@ class CompactBlock(nn.Module):
         return product(wide, "down", "change"), self.down.bias
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend(q: Tensor, k: Tensor, v: Tensor, layout: _Layout) -> Tensor:
-    # The groups differ from pack to pack, and compiled code would be made anew for each.
-    return attend_groups(q, k, v, layout.groups, scale=HEAD_WIDTH**-0.5)
+    return attend(q, k, v, layout.groups, scale=HEAD_WIDTH**-0.5)
 
 
 def _convolve(h: Tensor, weight: Tensor, layout: _Layout) -> Tensor:
@@ -310,9 +303,10 @@ class CompactModel(nn.Module):
     def prepare(self, kernels: Kernels) -> None:
         """Pack the matrices for `run`; they may not change any more."""
         for block in self.blocks:
+            assert isinstance(block, CompactBlock)
             for name in ("qkv", "out", "up", "down"):
                 if (linear := getattr(block, name)) is not None:
-                    block.products[name] = Product(linear.weight, kernels)  # type: ignore[index]
+                    block.products[name] = Product(linear.weight, kernels)
 
     def run(self, pack: Pack, *, layers: Iterable[int], kernels: Kernels) -> list[Tensor]:
         """Hidden states as `forward` gives them, with compiled kernels and without gradients.
@@ -333,7 +327,7 @@ class CompactModel(nn.Module):
         """
         wanted, last = list(layers), self.config.layers
         cos, sin = rotary_tables(torch.arange(max(pack.lengths)), HEAD_WIDTH)
-        turn = tuple(table[:, 0, : HEAD_WIDTH // 2].contiguous() for table in (cos, sin))
+        turn = cos[:, 0, : HEAD_WIDTH // 2].contiguous(), sin[:, 0, : HEAD_WIDTH // 2].contiguous()
         x = self.embedding(pack.tokens)
         states = {0: x.clone()} if 0 in wanted else {}
         change: Tensor | None = None
@@ -399,7 +393,7 @@ class CompactBackbone:
         Weights in float32.
     name : str, optional
         Name shown in tables and cards.
-    precision : {"fp32", "bf16", "auto"}, optional
+    precision : {"fp32", "bf16", "fp16", "auto"}, optional
         ``bf16`` keeps matrices in bfloat16 and residual stream, norms and
         softmax in float32.
     device : str, optional
@@ -429,10 +423,9 @@ class CompactBackbone:
         self.fingerprint = fingerprint(asdict(model.config), model.state_dict())
         self.device = torch.device(device)
         self._model = model.eval().requires_grad_(False).to(self.device)
-        if self.precision == "bf16":
-            for module in self._model.modules():
-                if isinstance(module, nn.Linear):
-                    module.weight.data = module.weight.data.to(torch.bfloat16)
+        for module in self._model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = module.weight.data.to(matrix_dtype(self.precision))
         self._kernels = load_kernels(device=device)
         if self._kernels is not None:
             self._model.prepare(self._kernels)
@@ -540,7 +533,7 @@ def load_compact(
     ----------
     path : str or Path, optional
         Weights that `save_compact` wrote; the embedded ones if not given.
-    precision : {"fp32", "bf16", "auto"}, optional
+    precision : {"fp32", "bf16", "fp16", "auto"}, optional
         See `CompactBackbone`.
     device : str, optional
         Where to run.
@@ -581,7 +574,7 @@ def random_backbone(
         The same seed gives the same weights.
     window : int, optional
         Residues seen at once.
-    precision : {"fp32", "bf16", "auto"}, optional
+    precision : {"fp32", "bf16", "fp16", "auto"}, optional
         See `CompactBackbone`.
     """
     with torch.random.fork_rng(devices=[]):

@@ -102,13 +102,13 @@ class EsmBlock(nn.Module):
     def forward(self, x: Tensor, pack: Pack, turn: tuple[Tensor, Tensor] | None) -> Tensor:
         """Transform packed tokens ``x: (T, D)``; ``turn`` holds the rotary tables, if there are any."""
         matrix_type = self.qkv.weight.dtype
-        h = project(self.norm_attention(x).to(matrix_type), self.qkv).unflatten(1, (3 * self.heads, -1))
-        qk, v = h.split((2 * self.heads, self.heads), dim=1)  # (T, 2 H, K), (T, H, K)
+        h = project(self.norm_attention(x).to(matrix_type), self.qkv).view(len(x), 3 * self.heads, -1)
+        qk, v = h[:, : 2 * self.heads], h[:, 2 * self.heads :]  # (T, 2 H, K), (T, H, K)
         if turn is not None:
             # In float32, for up to a third less error than in bf16 (8M shape, L = 900).
             qk = rotate(qk.float(), *turn).to(matrix_type)
         q, k = qk.chunk(2, dim=1)
-        attended = attend(q, k, v, pack, scale=q.shape[-1] ** -0.5)
+        attended = attend(q, k, v, pack.groups, scale=q.shape[-1] ** -0.5)
         x = x + project(attended.flatten(1), self.out)
         h = project(self.norm_feedforward(x).to(matrix_type), self.up)
         return x + project(F.gelu(h), self.down)
@@ -171,12 +171,14 @@ class EsmEncoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.embedding = nn.Embedding(len(ALPHABET), width)
+        # Given weights, since to draw random ones on the meta device torch loads its compiler, for a second.
+        self.embedding = nn.Embedding(len(ALPHABET), width, _weight=torch.empty(len(ALPHABET), width))
         if config.max_tokens is None:
             # As the checkpoint has them, like fair-esm: one that stores half precision rounds them too.
             self.register_buffer("frequencies", torch.empty(width // config.heads // 2))
         else:
-            self.positions = nn.Embedding(PAD + 1 + config.max_tokens, width)
+            places = PAD + 1 + config.max_tokens
+            self.positions = nn.Embedding(places, width, _weight=torch.empty(places, width))
         if config.norm_embedding:
             self.norm_embedding = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(EsmBlock(config) for _ in range(config.layers))
@@ -288,7 +290,7 @@ class EsmBackbone:
         The model with its weights, at its precision and on its device.
     name : str
         Name shown in tables and cards.
-    precision : {"fp32", "bf16"}
+    precision : {"fp32", "bf16", "fp16"}
         Type of the matrices.
     fingerprint : str
         Of the weights in float32.

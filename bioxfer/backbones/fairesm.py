@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bioxfer.backbones import resolve_precision
+from bioxfer.backbones import matrix_dtype, resolve_precision
 from bioxfer.backbones.esm import ALPHABET, MASK, PAD, EsmBackbone, EsmConfig, EsmEncoder
 from bioxfer.backbones.weights import fingerprint
 from bioxfer.errors import UsageError, WeightsError
@@ -35,7 +35,7 @@ def load_esm(path: str | Path, *, precision: str = "fp32", device: str = "cpu") 
     ----------
     path : str or Path
         A ``.pt`` file as fair-esm publishes it; its name names the backbone.
-    precision : {"fp32", "bf16", "auto"}, optional
+    precision : {"fp32", "bf16", "fp16", "auto"}, optional
         Type of the matrices, see `bioxfer.backbones.resolve_precision`.
     device : str, optional
         Where to run.
@@ -89,7 +89,7 @@ def from_fairesm(
         An ``esm.ESM2`` or an ``esm.ProteinBertModel`` of the kind ESM-1b.
     name : str, optional
         Name of the backbone.
-    precision : {"fp32", "bf16", "auto"}, optional
+    precision : {"fp32", "bf16", "fp16", "auto"}, optional
         Type of the matrices, see `bioxfer.backbones.resolve_precision`.
     device : str, optional
         Where to run.
@@ -187,9 +187,8 @@ def _build(
     precision = resolve_precision(precision, device=device)
     with torch.device("meta"):
         encoder = EsmEncoder(config)
-    matrices = torch.bfloat16 if precision == "bf16" else torch.float32
     try:
-        encoder.load_state_dict(_fuse(state, config, matrices=matrices), assign=True)
+        encoder.load_state_dict(_fuse(state, config, matrices=matrix_dtype(precision)), assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(f"{place}: weights do not fit together ({reason}); it is not whole") from error

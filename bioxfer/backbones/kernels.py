@@ -142,9 +142,7 @@ class Kernels:
         _check(bias, (width,), torch.float32)
 
         def run(first: int, last: int) -> None:
-            self._library.bx_gelu(
-                self._isa, _is_half(x), _at(x, first), bias.data_ptr(), last - first, width
-            )
+            self._library.bx_gelu(self._isa, _is_half(x), _at(x, first), bias.data_ptr(), last - first, width)
 
         _share(run, rows, worth=x.numel() >= _SHARED_FROM)
         return x
@@ -407,7 +405,8 @@ def _check(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) 
     dtypes = (torch.float32, torch.bfloat16) if dtype is None else (dtype,)
     if x.shape != shape or x.dtype not in dtypes or x.device.type != "cpu" or not x.is_contiguous():
         raise ValueError(
-            f"a kernel takes contiguous {shape} on the processor, not {tuple(x.shape)} {x.dtype} on {x.device}"
+            f"a kernel takes contiguous {shape} on the processor, "
+            f"not {tuple(x.shape)} {x.dtype} on {x.device}"
         )
 
 

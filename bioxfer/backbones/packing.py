@@ -16,7 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Pack", "attend", "attend_groups", "pack_tokens", "project", "rotary_tables", "rotate"]
+__all__ = [
+    "Groups",
+    "Pack",
+    "attend",
+    "attend_varied",
+    "pack_tokens",
+    "project",
+    "rotary_tables",
+    "rotate",
+]
+
+Groups = Sequence[tuple[int, int, int]]
+"""``(start, count, length)`` of each run of equally long sequences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +141,15 @@ def project(x: Tensor, linear: nn.Linear) -> Tensor:
     return F.linear(x, linear.weight, linear.bias.to(linear.weight.dtype))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, *, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, scale: float) -> Tensor:
     """Softmax attention of every sequence over itself, with torch.
 
     Parameters
     ----------
     q, k, v : Tensor
         Queries, keys and values of packed tokens, ``(T, H, K)``.
-    pack : Pack
-        Whose tokens these are.
+    groups : sequence of (int, int, int)
+        Runs of equally long sequences, see `Pack`.
     scale : float
         Factor on the logits; 1.0 where the query is scaled already.
 
@@ -147,26 +159,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, *, scale: float) -> Tens
         ``(T, H, K)``.
     """
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and not q.requires_grad:
-        return _attend_varied(q, k, v, pack, scale=scale)
-    return attend_groups(q, k, v, pack.groups, scale=scale)
-
-
-def _attend_varied(q: Tensor, k: Tensor, v: Tensor, pack: Pack, *, scale: float) -> Tensor:
-    """Attend sequences of any lengths in one call of FlashAttention (Dao 2023, arXiv:2307.08691)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    lengths = [length for _, count, length in pack.groups for _ in range(count)]
-    bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(q.device)
-    most = max(lengths)
-    attended = varlen_attn(q, k, v, bounds, bounds, most, most, scale=scale)
-    assert isinstance(attended, Tensor)
-    return attended
-
-
-def attend_groups(
-    q: Tensor, k: Tensor, v: Tensor, groups: Sequence[tuple[int, int, int]], *, scale: float
-) -> Tensor:
-    """Softmax attention, group by group of equally long sequences; parameters as `attend`."""
+        return attend_varied(q, k, v, groups, scale=scale)
     # split, not slices: the gradient of a split is one concatenation
     sizes = [count * length for _, count, length in groups]
     parts = []
@@ -180,6 +173,21 @@ def attend_groups(
             out = F.scaled_dot_product_attention(qg, kg, vg, scale=scale)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def attend_varied(q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, scale: float) -> Tensor:
+    """Attend sequences of any lengths in one call of FlashAttention (Dao 2023, arXiv:2307.08691).
+
+    For a GPU and half precision; parameters and result as those of `attend`.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = [length for _, count, length in groups for _ in range(count)]
+    bounds = _send(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), q.device)
+    most = max(lengths)
+    attended = varlen_attn(q, k, v, bounds, bounds, most, most, scale=scale)
+    assert isinstance(attended, Tensor)
+    return attended
 
 
 def rotary_tables(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:

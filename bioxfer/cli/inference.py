@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Annotated
 
@@ -120,6 +121,7 @@ def predict_command(
             degap=degap,
             batch_tokens=batch_tokens or default_batch_tokens(device),
             cache=cache,
+            ahead=os.path.isfile(source),
             fp32=partial(load, "fp32"),
             excel_safe=excel_safe,
             overwrite=overwrite,
@@ -196,6 +198,7 @@ def embed_command(
                 degap=degap,
                 batch_tokens=batch_tokens or default_batch_tokens(device),
                 cache=cache,
+                ahead=os.path.isfile(source),
                 fp32=partial(load, "fp32"),
                 progress=progress,
             ),

@@ -57,9 +57,9 @@ def backbone_loader(
 
 def default_batch_tokens(device: str) -> int:
     """Choose how many tokens run at once where nobody said."""
-    from bioxfer.engine import BATCH_TOKENS
+    from bioxfer.engine import BATCH_TOKENS, GPU_BATCH_TOKENS
 
-    return BATCH_TOKENS if device == "cpu" else 4 * BATCH_TOKENS  # a launch costs a GPU more
+    return BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
 
 
 @contextlib.contextmanager
