@@ -288,6 +288,21 @@ def test_room_is_used_again_and_never_shared_by_copies():
     assert copy.deepcopy(scratch).take("h", 10, 4, torch.float32).data_ptr() != first.data_ptr()
 
 
+def test_a_copied_backbone_computes_the_same():
+    backbone = _toy()
+    again = copy.deepcopy(backbone)
+    (a,), (b,) = (each.represent(["ACDEFGHIKL"], layers=[2]) for each in (backbone, again))
+    assert torch.equal(a.residues, b.residues)
+
+
+def test_what_was_prepared_for_another_processor_is_refused(monkeypatch):
+    restore, arguments = load_kernels().__reduce__()
+    assert restore(*arguments).instructions == load_kernels().instructions
+    monkeypatch.setattr(module, "_load", lambda wanted: None)
+    with pytest.raises(UsageError, match="came to a processor without it"):
+        restore(*arguments)
+
+
 def test_a_word_that_is_no_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("BIOXFER_KERNELS", "mmx")
     with pytest.raises(UsageError, match=r"BIOXFER_KERNELS is 'mmx'; choose off, plain, avx2"):

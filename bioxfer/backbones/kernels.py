@@ -88,6 +88,9 @@ class Kernels:
         self._isa = INSTRUCTIONS.index(instructions)
         self._library = library
 
+    def __reduce__(self) -> tuple[Callable[[str], Kernels], tuple[str]]:
+        return _load_exactly, (self.instructions,)  # for copies, and for processes of the same machine
+
     def add_norm(
         self, x: Tensor, change: Tensor | None, bias: Tensor | None, norm: nn.LayerNorm, out: Tensor
     ) -> Tensor:
@@ -398,6 +401,15 @@ def _load(wanted: str) -> Kernels | None:
     if wanted:
         best = min(best, INSTRUCTIONS.index(wanted))
     return Kernels(library, instructions=INSTRUCTIONS[best])
+
+
+def _load_exactly(instructions: str) -> Kernels:
+    found = _load(instructions)
+    if found is None or found.instructions != instructions:
+        raise UsageError(
+            f"a backbone prepared for {instructions} came to a processor without it; load it here"
+        )
+    return found
 
 
 def _check(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
