@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -160,8 +161,11 @@ def fairesm_way(model: nn.Module) -> Way:
     return Way("fair-esm fp32", "fp32", forward, whole)
 
 
-def bioxfer_way(model: nn.Module, precision: str) -> Way:
+def bioxfer_way(model: nn.Module, precision: str, *, kernels: bool = True) -> Way:
+    if not kernels:  # as where no compiler was at hand
+        os.environ["BIOXFER_KERNELS"] = "off"
     backbone = from_fairesm(model, precision=precision)
+    os.environ.pop("BIOXFER_KERNELS", None)
 
     def forward(proteins: list[str]) -> Vectors:
         records = (SequenceRecord(str(i), sequence) for i, sequence in enumerate(proteins))
@@ -171,7 +175,7 @@ def bioxfer_way(model: nn.Module, precision: str) -> Way:
         rows = embed_records(iter_sequences(fasta), backbone)
         write_vectors(folder / "vectors.npz", rows, pool="mean", width=backbone.dim, facts={})
 
-    return Way(f"bioxfer {precision}", precision, forward, whole)
+    return Way(f"bioxfer {precision}{'' if kernels else ' without kernels'}", precision, forward, whole)
 
 
 def save_transformers(model: nn.Module, folder: Path) -> None:
@@ -316,7 +320,7 @@ def make_ways(
     probe = draw_proteins(3, seed=1)
     truth = ways[0].forward(probe)
     with torch.no_grad():
-        ways += [bioxfer_way(model, precision) for precision in precisions]
+        ways += [bioxfer_way(model, p, kernels=kernels) for kernels in (True, False) for p in precisions]
     for peer in peers:
         if peer == "fair-esm":
             continue

@@ -1,4 +1,4 @@
-"""Draw ``results/engine.svg`` from what bench_engine.py measured.
+"""Draw ``results/engine.svg`` from what bench_engine.py measured, and print README's table of it.
 
 python benchmarks/plot_engine.py
 """
@@ -46,13 +46,13 @@ def draw_rates(axes: Any, columns: dict[float, dict[str, Any]]) -> None:
     """
     names = dict.fromkeys(name for found in columns.values() for name in found["ways"])
     for name in names:
-        tool, precision = name.split()
+        tool, precision, *without = name.split()
         points = {
             x: found["ways"][name]["forward"]["residues_per_second"]
             for x, found in columns.items()
             if name in found["ways"]
         }
-        ours = tool == "bioxfer"
+        ours = tool == "bioxfer" and not without
         axes.plot(
             list(points),
             list(points.values()),
@@ -60,7 +60,7 @@ def draw_rates(axes: Any, columns: dict[float, dict[str, Any]]) -> None:
             marker=MARKERS[precision],
             markerfacecolor=COLOURS[tool] if precision == "bf16" else "white",
             markersize=5.5,
-            linestyle="-" if ours else "--",
+            linestyle="-" if ours else ":" if without else "--",
             linewidth=2.4 if ours else 1.3,
             zorder=3 if ours else 2,
             label=name,
@@ -78,7 +78,7 @@ def draw_rates(axes: Any, columns: dict[float, dict[str, Any]]) -> None:
                 color=COLOURS["bound"],
                 linestyle=style,
                 linewidth=1.2,
-                label=f"bound, {precision}",
+                label=f"torch's products alone, {precision}",
             )
     axes.set_yscale("log")
     axes.set_xscale("log")
@@ -151,6 +151,27 @@ def draw(results: dict[str, dict[str, Any]]) -> Any:
     return figure
 
 
+def tabulate(results: dict[str, dict[str, Any]]) -> str:
+    """Make README's table: residues a second of every way on Swiss-Prot-like lengths, forward only."""
+    rows = [
+        "| shape | way | residues/s | × fair-esm | × transformers | least cosine | largest error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for shape in SHAPES:
+        ways = results.get(f"engine_{shape}", {"sets": {"swissprot": {"ways": {}}}})["sets"]["swissprot"][
+            "ways"
+        ]
+        for name, row in ways.items():
+            speed = row["forward"]
+            name = f"**{name}**" if name.startswith("bioxfer") and "without" not in name else name
+            rows.append(
+                f"| {shape} | {name} | {speed['residues_per_second']:,} | {speed['ratio_to_fairesm']:.1f} "
+                f"| {speed.get('ratio_to_transformers', 0):.2f} | {row['min_cosine']:.6f} "
+                f"| {row['max_relative_error']:.0e} |"
+            )
+    return "\n".join(rows)
+
+
 def main() -> None:
     folder = Path(__file__).parent / "results"
     parser = argparse.ArgumentParser(description=__doc__)
@@ -164,6 +185,7 @@ def main() -> None:
     out = options.out or options.results / "engine.svg"
     # Without a date, the same results give the same file.
     figure.savefig(out, dpi=110, metadata={"Date": None} if out.suffix == ".svg" else None)
+    print(tabulate(results))
 
 
 if __name__ == "__main__":

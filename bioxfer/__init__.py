@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bioxfer.residues import ResidueHead
     from bioxfer.sequences import SequenceRecord, translate_cds
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "BioxferError": "errors",

@@ -254,16 +254,15 @@ class Engine:
             else:
                 # Copies, as a view would keep the whole batch in memory.
                 named = dict(zip(self.pools, map(np.array, next(vectors)), strict=True))
-                matrix = _to_numpy(pooled[2]) if self.per_residue else None
-                outcomes.append(Outcome(pooled=named, residues=matrix))
+                outcomes.append(Outcome(pooled=named, residues=pooled[2]))
         return outcomes
 
     def _pool(
         self, residues: str, parts: Sequence[Representation | None]
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Give vectors ``(P, D)``, least and greatest numbers ``(4,)`` and matrix ``(L, D)`` of a protein.
+    ) -> tuple[Tensor, Tensor, Vector | None] | None:
+        """Give vectors ``(P, D)``, least and greatest numbers ``(4,)`` and, if wanted, the matrix ``(L, D)``.
 
-        None if memory did not suffice for it.
+        None if memory did not suffice for the protein.
         """
         whole = [part for part in parts if part is not None]
         if len(whole) < len(parts):
@@ -277,7 +276,8 @@ class Engine:
             # Both are NaN where anything is, and one pass finds them.
             limits = torch.stack([*torch.aminmax(matrix), *torch.aminmax(cls)])
             pooled = [pool_residues(matrix, cls, name) for name in self.pools]
-            return torch.stack(pooled) if pooled else matrix.new_empty(0, len(cls)), limits, matrix
+            vectors = torch.stack(pooled) if pooled else matrix.new_empty(0, len(cls))
+            return vectors, limits, _to_numpy(matrix) if self.per_residue else None
         except (MemoryError, RuntimeError) as error:
             if not _means_out_of_memory(error):
                 raise
