@@ -22,7 +22,7 @@ import numpy as np
 from bioxfer.backbones import Backbone, load_backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.embeddings import Embeddings, Status
-from bioxfer.engine import BATCH_TOKENS, GPU_BATCH_TOKENS, Engine, Vector
+from bioxfer.engine import BATCH_TOKENS, GPU_BATCH_TOKENS, Engine, Vector, on_gpu
 from bioxfer.errors import SequenceError, UsageError
 from bioxfer.io import OnDuplicate, iter_sequences
 from bioxfer.pooling import POOLS, parse_pool
@@ -123,7 +123,7 @@ def embed_records(
     first: int | None = None,
     long: Long = "window",
     overlap: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     on_invalid: OnInvalid = "x",
     degap: bool = False,
     cache: EmbeddingCache | None = None,
@@ -160,7 +160,8 @@ def embed_records(
         Residues that neighbouring windows share at least, up to half a window;
         a quarter of a window if not given.
     batch_tokens : int, optional
-        Tokens run at once; more need more memory.
+        Tokens run at once, more of which need more memory; `BATCH_TOKENS` on a processor,
+        `GPU_BATCH_TOKENS` on a GPU if not given.
     on_invalid : {"x", "error", "skip"}, optional
         What to do with records whose sequence holds something that is no amino acid.
     degap : bool, optional
@@ -197,7 +198,7 @@ def embed_records(
     """
     if long not in get_args(Long):
         raise UsageError(f"long is {long!r}; choose {', '.join(get_args(Long))}")
-    if batch_tokens < 1 or chunk < 1:
+    if (batch_tokens is not None and batch_tokens < 1) or chunk < 1:
         raise UsageError(f"batch_tokens is {batch_tokens} and chunk {chunk}; both must be 1 or more")
     if first is not None and first < 1:
         raise UsageError(f"first is {first} residues; choose 1 or more, or leave it out to read all")
@@ -226,7 +227,7 @@ def make_engine(
     pools: Sequence[str] = ("mean",),
     per_residue: bool = False,
     overlap: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     cache: EmbeddingCache | None = None,
     fp32: Callable[[], Backbone] | None = None,
 ) -> Engine:
@@ -246,7 +247,7 @@ def make_engine(
         pools=tuple(dict.fromkeys(part for pool in pools for part in parse_pool(pool))),
         per_residue=per_residue,
         overlap=overlap,
-        batch_tokens=batch_tokens,
+        batch_tokens=batch_tokens or (GPU_BATCH_TOKENS if on_gpu(backbone) else BATCH_TOKENS),
         cache=cache,
         fp32=fp32,
     )
@@ -348,14 +349,12 @@ def embed(
     width = len(parse_pool(pool))
     fp32: Callable[[], Backbone] | None = None
     if isinstance(model, (str, os.PathLike)):
-        load = partial(load_backbone, os.fspath(model), device=device, offline=bool(offline), threads=threads)
-        backbone = load(precision=precision)
+        load = partial(load_backbone, os.fspath(model), device=device, offline=bool(offline))
+        backbone = load(precision=precision, threads=threads)
         if backbone.precision != "fp32":
             fp32 = partial(load, precision="fp32")
     else:
         backbone = model
-    if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
     opened = EmbeddingCache(cache) if isinstance(cache, (str, os.PathLike)) else None
     try:
         rows = list(

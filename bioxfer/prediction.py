@@ -29,7 +29,7 @@ from bioxfer.embedding import (
     is_file,
     make_engine,
 )
-from bioxfer.engine import BATCH_TOKENS, Vector
+from bioxfer.engine import Vector
 from bioxfer.errors import UnknownModelError, UsageError
 from bioxfer.heads import TrainedHead
 from bioxfer.io import OnDuplicate
@@ -156,7 +156,7 @@ def predict_rows(
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     cache: EmbeddingCache | None = None,
     ahead: bool = False,
     fp32: Callable[[], Backbone] | None = None,
@@ -416,7 +416,7 @@ def predict(
     precision: str = "fp32",
     device: str = "cpu",
     threads: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     on_duplicate: OnDuplicate = "error",
@@ -511,7 +511,7 @@ def write_predictions(
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     cache: EmbeddingCache | None = None,
     ahead: bool = False,
     fp32: Callable[[], Backbone] | None = None,

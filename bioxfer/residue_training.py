@@ -20,7 +20,6 @@ from bioxfer.backbones import Backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.clusters import cluster_records, homology_split
 from bioxfer.embedding import Long, embed_records, resolve_layer
-from bioxfer.engine import BATCH_TOKENS
 from bioxfer.errors import InputError, LabelError, UsageError
 from bioxfer.evaluate import audit_leakage, expected_calibration_error, log_softmax
 from bioxfer.homology import Method, choose_method
@@ -127,7 +126,7 @@ def train_residue_head(
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     cache: EmbeddingCache | None = None,
     fp32: Callable[[], Backbone] | None = None,
     seed: int = 0,
@@ -296,7 +295,7 @@ def evaluate_residue_head(
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     cache: EmbeddingCache | None = None,
     fp32: Callable[[], Backbone] | None = None,
     seed: int = 0,
@@ -403,7 +402,7 @@ def _embed(
     long: Long,
     on_invalid: OnInvalid,
     degap: bool,
-    batch_tokens: int,
+    batch_tokens: int | None,
     cache: EmbeddingCache | None,
     fp32: Callable[[], Backbone] | None,
     progress: Callable[[int], object] | None,

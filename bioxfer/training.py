@@ -17,7 +17,6 @@ from bioxfer.backbones import Backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.clusters import cluster_records
 from bioxfer.embedding import Long, embed_records, resolve_layer
-from bioxfer.engine import BATCH_TOKENS
 from bioxfer.errors import InputError, LabelError, UsageError
 from bioxfer.evaluate import audit_leakage, score_answers, score_predictions
 from bioxfer.heads import TrainedHead
@@ -126,7 +125,7 @@ def train_on_records(
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     cache: EmbeddingCache | None = None,
     fp32: Callable[[], Backbone] | None = None,
     seed: int = 0,
@@ -311,7 +310,7 @@ def evaluate_on_records(
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     cache: EmbeddingCache | None = None,
     fp32: Callable[[], Backbone] | None = None,
     seed: int = 0,
@@ -533,7 +532,7 @@ def _embed(
     long: Long,
     on_invalid: OnInvalid,
     degap: bool,
-    batch_tokens: int,
+    batch_tokens: int | None,
     cache: EmbeddingCache | None,
     fp32: Callable[[], Backbone] | None,
     progress: Callable[[int], object] | None,

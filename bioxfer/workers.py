@@ -26,7 +26,7 @@ class _Left(SystemExit):
 def side_by_side(work: Callable[[T], R], items: Sequence[T], *, workers: int) -> Iterator[R]:
     """Compute ``work(item)`` of each item on several threads.
 
-    Each thread computes with one torch thread; the calling one keeps its number.
+    They share the torch threads of the calling one, which keeps its number.
 
     Parameters
     ----------
@@ -47,13 +47,16 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], *, workers: int) ->
     """
     threads = torch.get_num_threads()
     tasks: SimpleQueue[_Task[T, R] | None] = SimpleQueue()
-    ready = threading.Barrier(workers + 1)
-    crew = [threading.Thread(target=_serve, args=(tasks, ready), daemon=True) for _ in range(workers)]
+    ready: SimpleQueue[None] = SimpleQueue()
+    left = threading.Event()
+    arguments = (tasks, ready, left, max(1, threads // workers))
+    crew = [threading.Thread(target=_serve, args=arguments, daemon=True) for _ in range(workers)]
     finished = False
     try:
         for thread in crew:
             thread.start()
-        ready.wait()
+        for _ in crew:
+            ready.get()
         # torch takes the number last set for threads that are yet to come, so it is put back.
         torch.set_num_threads(threads)
         under_way: deque[_Task[T, R]] = deque()
@@ -67,13 +70,15 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], *, workers: int) ->
             yield under_way.popleft().result()
         finished = True
     finally:
-        for _ in crew:
-            tasks.put(None)
+        if not finished:
+            left.set()
         for thread in crew:
-            if not finished and thread.ident is not None:
+            if not finished and thread.ident is not None and thread.is_alive():
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread.ident), ctypes.py_object(_Left)
                 )
+        for _ in crew:
+            tasks.put(None)
         for thread in crew:
             if thread.ident is not None:
                 thread.join()
@@ -102,12 +107,16 @@ class _Task(Generic[T, R]):
         return result  # type: ignore[return-value]
 
 
-def _serve(tasks: SimpleQueue[_Task[T, R] | None], ready: threading.Barrier) -> None:
+def _serve(
+    tasks: SimpleQueue[_Task[T, R] | None], ready: SimpleQueue[None], left: threading.Event, threads: int
+) -> None:
     try:
-        torch.get_num_threads()  # the first call of a thread takes the number last set anywhere
-        torch.set_num_threads(1)
-        ready.wait()
-        while (task := tasks.get()) is not None:
+        try:
+            torch.get_num_threads()  # the first call of a thread takes the number last set anywhere
+            torch.set_num_threads(threads)
+        finally:
+            ready.put(None)
+        while (task := tasks.get()) is not None and not left.is_set():
             task.run()
     except _Left:
         pass

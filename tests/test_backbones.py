@@ -502,16 +502,16 @@ def test_one_call_attends_all_lengths_as_many_calls_do(monkeypatch):
     pack = pack_tokens([torch.zeros(n, dtype=torch.uint8) for n in (5, 3, 5, 9)], multiple=8)
     q, k, v = torch.randn(3, len(pack.tokens), 2, 16)
 
-    def definition(q, k, v, bounds, also, most, longest, *, scale):
+    def definition(q, k, v, bounds, also, most, longest):
         assert torch.equal(bounds, also)
         assert bounds.dtype == torch.int32
         assert most == longest == 9
         parts = []
         for a, b in pairwise(bounds.tolist()):
-            logits = torch.einsum("qhk,thk->hqt", q[a:b], k[a:b]) * scale
+            logits = torch.einsum("qhk,thk->hqt", q[a:b], k[a:b]) * q.shape[-1] ** -0.5
             parts.append((logits.softmax(-1) @ v[a:b].transpose(0, 1)).transpose(0, 1))
         return torch.cat(parts)
 
     monkeypatch.setattr(varlen, "varlen_attn", definition)
-    found = attend_varied(q, k, v, pack.groups, scale=0.25)
+    found = attend_varied(q, k, v, pack.groups)
     assert torch.allclose(found, attend(q, k, v, pack.groups, scale=0.25), atol=1e-6)

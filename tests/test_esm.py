@@ -235,6 +235,15 @@ def test_checkpoint_loads_while_another_package_is_called_esm(tmp_path, monkeypa
     assert load_esm(path).n_layers == 3
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    checkpoint = _checkpoint(_esm2(16))
+    name = next(name for name in checkpoint["model"] if name.endswith("layers.1.fc1.bias"))
+    checkpoint["model"][name] = checkpoint["model"][name].clone()
+    checkpoint["model"][name][3] = float("nan")
+    with pytest.raises(WeightsError, match=r"layers\.1\.fc1\.bias holds numbers that are not finite"):
+        load_esm(_saved(tmp_path, "toy", checkpoint))
+
+
 def test_wrong_esm_package_is_named():
     stranger = type("ESMC", (nn.Module,), {"__module__": "esm.models.esmc"})()
     with pytest.raises(UsageError, match=r"esm\.models\.esmc\.ESMC .*EvolutionaryScale.*fair-esm==2\.0\.0"):

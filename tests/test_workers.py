@@ -14,12 +14,17 @@ from bioxfer.sequences import SequenceRecord
 from bioxfer.workers import side_by_side
 
 
+def _running():
+    """All threads but those of the kernels, which stay for the next product."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("bioxfer-kernel")}
+
+
 @pytest.fixture(autouse=True)
 def _threads():
-    before, running = torch.get_num_threads(), threading.active_count()
+    before, running = torch.get_num_threads(), _running()
     torch.set_num_threads(3)
     yield
-    assert threading.active_count() == running
+    assert _running() == running
     torch.set_num_threads(before)
 
 
@@ -118,3 +123,66 @@ def test_an_error_in_a_worker_ends_the_run():
     records = [SequenceRecord(f"p{n}", "W" * n if n == 20 else "A" * n) for n in range(1, 40)]
     with pytest.raises(RuntimeError, match="broken"):
         list(embed_records(records, Breaking(), batch_tokens=32))
+
+
+def test_a_thread_that_cannot_start_is_an_error_and_no_hang(monkeypatch):
+    started, start = [], threading.Thread.start
+
+    def some(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", some)
+    with pytest.raises(RuntimeError, match="can't start"):
+        list(side_by_side(str, range(3), workers=2))
+
+
+def test_workers_share_the_threads():
+    torch.set_num_threads(5)
+    assert set(side_by_side(lambda _: torch.get_num_threads(), range(4), workers=2)) == {2}
+    torch.set_num_threads(3)
+
+
+def test_a_protein_that_lacks_memory_beside_others_gets_it_alone():
+    class Cramped:
+        concurrent = True
+
+        def __init__(self):
+            self.inner = random_backbone()
+            self.running = 0
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def represent(self, sequences, *, layers):
+            self.running += 1
+            try:
+                time.sleep(0.02)
+                if self.running > 1:
+                    raise MemoryError
+                return self.inner.represent(sequences, layers=layers)
+            finally:
+                self.running -= 1
+
+    records = [SequenceRecord(f"p{n}", "ACDEFGHIKL" * n) for n in range(1, 9)]
+    backbone = Cramped()
+    found = list(embed_records(records, backbone, batch_tokens=32))
+    assert [row.record.id for row in found] == [record.id for record in records]
+    assert {(row.status, row.message) for row in found} == {("ok", "")}
+
+
+def test_a_backbone_may_say_its_device_in_words():
+    class Wordy:
+        device = "cpu"
+        concurrent = True
+
+        def __init__(self):
+            self.inner = random_backbone()
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    found = list(embed_records([SequenceRecord("p", "ACD")], Wordy()))
+    assert found[0].status == "ok"

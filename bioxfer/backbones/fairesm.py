@@ -7,6 +7,7 @@ The package fair-esm is not imported, so another package of the import name
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -178,6 +179,9 @@ def _build(
             f"{place}: holds {len(foreign)} weights that ESM-1b, ESM-1v and ESM-2 do not have, such as "
             f"{min(foreign)}; other models cannot be loaded"
         )
+    for key, weight in state.items():
+        if not math.isfinite(float(weight.float().abs().amax())):
+            raise WeightsError(f"{place}: {key} holds numbers that are not finite; it is damaged")
     if clear_mask or config.token_dropout:  # which never reads that row; so the fingerprint must not either
         state["embed_tokens.weight"] = state["embed_tokens.weight"].clone()
         state["embed_tokens.weight"][MASK] = 0

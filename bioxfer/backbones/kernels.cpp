@@ -13,11 +13,14 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9
 #define BX_X86 1
+#if defined(__linux__) && __GNUC__ >= 11
+#define BX_AMX 1
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 #if defined(__clang__) || __GNUC__ >= 12
@@ -384,7 +387,7 @@ INLINE bool attend_any(const M* qkv, const Attention& job, int64_t width, M* out
     }
 }
 
-#ifdef BX_X86
+#ifdef BX_AMX
 #define AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")))
 
 bool amx_allowed() {
@@ -399,6 +402,9 @@ struct alignas(64) TileConfig {
     uint16_t columns[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+
+// Some compilers do not know that loading a tile reads memory; what was stored before must be there.
+#define BX_STORED __asm__ volatile("" ::: "memory")
 
 // Two keys of 16 queries side by side, as the tile unit wants them: bf16 of a below, of b above.
 AMX INLINE __m512i pair_up(__m512 a, __m512 b) {
@@ -425,6 +431,7 @@ AMX void attend_amx(const bf16* qkv, const Attention& job, bf16* out, bf16* scra
     alignas(64) float rows[16 * WIDTH];
     alignas(64) float columns[WIDTH * 16];
     const TileConfig config;
+    __asm__ volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
     std::memset(lines, 0, sizeof lines);
     for (int64_t s = 0; s < job.sequences; s++) {
@@ -469,6 +476,7 @@ AMX void attend_amx(const bf16* qkv, const Attention& job, bf16* out, bf16* scra
                 for (int64_t k0 = 0; k0 < length; k0 += block) {
                     const int64_t count = length - k0 < block ? length - k0 : block;
                     const int64_t whole = (count + 31) / 32 * 32;
+                    BX_STORED;
                     for (int64_t j = 0; j < whole; j += 32) {
                         _tile_zero(2);
                         _tile_zero(3);
@@ -512,6 +520,7 @@ AMX void attend_amx(const bf16* qkv, const Attention& job, bf16* out, bf16* scra
                     }
                     for (; j < whole; j += 2) _mm512_store_si512(weights + j * 16, _mm512_setzero_si512());
                     norm = _mm512_add_ps(norm, more);
+                    BX_STORED;
                     for (int64_t d = 0; d < tall; d += 16) {
                         _tile_loadd(2, sum + d * 16, 64);
                         for (j = 0; j < whole; j += 32) {
@@ -560,13 +569,14 @@ AMX void pack_weights(const float* w, int64_t n, int64_t k, bf16* out) {
 }
 
 // y (rows, n) = x (rows, k) times packed weights, in the precision of float32 on the tile unit: of the nine
-// products of parts, the six that reach the 24 bits, the smallest ones first (Henry et al. 2019,
+// products of parts, the six that reach the 24 bits, the largest one last (Henry et al. 2019,
 // arXiv:1904.06376). 170 operations a cycle against 64 of AVX-512. Rows and n are multiples of 32.
 AMX bool multiply(const float* x, const bf16* w, float* y, int64_t rows, int64_t k, int64_t n) {
     constexpr int64_t tall = 128, deep = 512;  // what is split at once stays in the second-level cache
     bf16* split_up = (bf16*)std::aligned_alloc(64, tall * deep * 3 * sizeof(bf16));
     if (!split_up) return false;
     const TileConfig config;
+    __asm__ volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
     for (int64_t r0 = 0; r0 < rows; r0 += tall) {
         const int64_t high = rows - r0 < tall ? rows - r0 : tall;
@@ -579,6 +589,7 @@ AMX bool multiply(const float* x, const bf16* w, float* y, int64_t rows, int64_t
                     split(_mm512_loadu_ps(from), to, 1024);
                     split(_mm512_loadu_ps(from + 16), to + 16, 1024);
                 }
+            BX_STORED;
             for (int64_t n0 = 0; n0 < n; n0 += 32) {
                 const bf16* left = w + (n0 / 16 * (k / 32) + k0 / 32) * 3 * 512;
                 const bf16* right = left + k / 32 * 3 * 512;
@@ -673,6 +684,9 @@ BX_EXPORT(avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,pref
 
 extern "C" {
 
+// To be raised with every change of a signature or a layout, here and in kernels.py.
+int bx_version() { return 1; }
+
 // 0 plain, 1 AVX2, 2 AVX-512, 3 AVX-512 and tiles.
 int bx_isa() {
 #ifdef BX_X86
@@ -680,10 +694,13 @@ int bx_isa() {
     if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
         return 1;
+#ifdef BX_AMX
     unsigned a, b, c, d;
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
     const bool tiles = (d >> 22 & 1) && (d >> 24 & 1);
-    return tiles && __builtin_cpu_supports("avx512bf16") && amx_allowed() ? 3 : 2;
+    if (tiles && __builtin_cpu_supports("avx512bf16") && amx_allowed()) return 3;
+#endif
+    return 2;
 #else
     return 0;
 #endif
@@ -715,7 +732,7 @@ int bx_attend(int isa, int half, const void* qkv, const float* bias, const float
     void* scratch = std::aligned_alloc(64, bytes);
     if (!scratch) return -1;
     const Attention job{bias, cosines, sines, starts, sequences, heads, first_head, last_head, scale};
-#ifdef BX_X86
+#ifdef BX_AMX
     if (isa >= 3 && half) {
         const bf16* from = (const bf16*)qkv;
         bf16 *to = (bf16*)out, *room = (bf16*)scratch;
@@ -737,14 +754,14 @@ int bx_attend(int isa, int half, const void* qkv, const float* bias, const float
 // What bx_product wants instead of float32 weights (n, k), k and n being multiples of 32; 3 n k bf16.
 // Only where bx_isa() is 3.
 void bx_pack(const float* weights, int64_t n, int64_t k, void* out) {
-#ifdef BX_X86
+#ifdef BX_AMX
     pack_weights(weights, n, k, (bf16*)out);
 #endif
 }
 
 // 0, or -1 if there was no memory. Only where bx_isa() is 3.
 int bx_product(const float* x, const void* weights, float* out, int64_t rows, int64_t k, int64_t n) {
-#ifdef BX_X86
+#ifdef BX_AMX
     return multiply(x, (const bf16*)weights, out, rows, k, n) ? 0 : -1;
 #else
     return -1;

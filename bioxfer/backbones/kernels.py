@@ -5,6 +5,8 @@ or by ``exp``, so each is one pass in C++ (``kernels.cpp``): bias, rotation and
 softmax of attention together, the residual sum with the norm after it. They
 are built when bioxfer is installed where a C++ compiler is at hand; without
 them the backbones compute with torch alone, to the same numbers and slower.
+On processors other than those with AVX2 or AVX-512 they are used only if asked
+for, since nobody has measured them there.
 
 In float32 a protein's result does not depend on its batch, bit for bit: every
 kernel works row by row, and so do torch's matrix products from `ROWS` rows on.
@@ -19,9 +21,10 @@ import ctypes
 import functools
 import logging
 import os
+import sysconfig
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -42,6 +45,7 @@ ROWS = 64
 same whatever else is multiplied (measured with torch 2.13); and oneDNN keeps code for each number of
 rows that it meets in bfloat16, a megabyte or so, which a few numbers keep flat."""
 
+_VERSION = 1  # of the functions in kernels.cpp
 _SHARED_FROM = 2**15  # numbers from which a kernel is worth sharing among threads
 
 log = logging.getLogger("bioxfer")
@@ -382,13 +386,10 @@ def _load(wanted: str) -> Kernels | None:
         )
     if wanted == "off":
         return None
-    try:
-        library = ctypes.CDLL(str(next(Path(__file__).parent.glob("_kernels*.so"))))
-        library.bx_isa.argtypes = []
-        best = library.bx_isa()
-    except (StopIteration, OSError, AttributeError) as error:
-        log.debug("no compiled kernels (%s); computing with torch alone", error)
+    library = _open_library()
+    if library is None:
         return None
+    best = library.bx_isa()
     pointer, flag, number = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.bx_norm.argtypes = [flag] * 3 + [pointer] * 6 + [number] * 2 + [ctypes.c_float]
     library.bx_gelu.argtypes = [flag] * 2 + [pointer] * 2 + [number] * 2
@@ -400,7 +401,25 @@ def _load(wanted: str) -> Kernels | None:
         function.restype = None
     if wanted:
         best = min(best, INSTRUCTIONS.index(wanted))
+    elif best == 0:
+        log.debug("no kernels for this processor that are known to be faster than torch")
+        return None
     return Kernels(library, instructions=INSTRUCTIONS[best])
+
+
+def _open_library() -> ctypes.CDLL | None:
+    """Open what was built of this very source; an editable installation may hold older builds."""
+    folder, suffix = Path(__file__).parent, sysconfig.get_config_var("EXT_SUFFIX")
+    own = folder / f"_kernels{suffix}"
+    for path in [own, *sorted(set(folder.glob("_kernels*.so")) - {own})]:
+        try:
+            library = ctypes.CDLL(str(path))
+            if library.bx_version() == _VERSION:
+                return library
+            log.warning("%s was built of another version of kernels.cpp; install bioxfer again", path)
+        except (OSError, AttributeError) as error:
+            log.debug("no compiled kernels in %s (%s)", path, error)
+    return None
 
 
 def _load_exactly(instructions: str) -> Kernels:
@@ -438,7 +457,10 @@ def _share(run: Callable[[int, int], None], count: int, *, worth: bool) -> None:
         return
     edges = [count * part // threads for part in range(threads + 1)]
     others = [_pool().submit(run, *edges[part : part + 2]) for part in range(1, threads)]
-    run(*edges[:2])
+    try:
+        run(*edges[:2])
+    finally:
+        wait(others)  # also after an interruption, since they still read and write these tensors
     for other in others:
         other.result()
 

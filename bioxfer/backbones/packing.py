@@ -120,7 +120,11 @@ def _send(x: Tensor, device: torch.device | str) -> Tensor:
     """Copy to a device without waiting for it; a GPU fetches by itself what lies in pinned memory."""
     if torch.device(device).type != "cuda":
         return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+    try:
+        pinned = x.pin_memory()
+    except RuntimeError:  # where a process may not lock memory
+        return x.to(device)
+    return pinned.to(device, non_blocking=True)
 
 
 def project(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -158,8 +162,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, scale: float) -> 
     Tensor
         ``(T, H, K)``.
     """
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and not q.requires_grad:
-        return attend_varied(q, k, v, groups, scale=scale)
+    if _varied(q) and scale == q.shape[-1] ** -0.5:
+        return attend_varied(q, k, v, groups)
     # split, not slices: the gradient of a split is one concatenation
     sizes = [count * length for _, count, length in groups]
     parts = []
@@ -175,17 +179,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, scale: float) -> 
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def attend_varied(q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, scale: float) -> Tensor:
+def _varied(q: Tensor) -> bool:
+    """Tell whether FlashAttention is there for these: NVIDIA from Ampere on, half precision, such heads."""
+    return (
+        q.is_cuda
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 256
+        and not q.requires_grad
+    )
+
+
+def attend_varied(q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
     """Attend sequences of any lengths in one call of FlashAttention (Dao 2023, arXiv:2307.08691).
 
-    For a GPU and half precision; parameters and result as those of `attend`.
+    For a GPU and half precision; parameters and result as those of `attend`, with the usual
+    factor ``K ** -0.5``.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     lengths = [length for _, count, length in groups for _ in range(count)]
     bounds = _send(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), q.device)
     most = max(lengths)
-    attended = varlen_attn(q, k, v, bounds, bounds, most, most, scale=scale)
+    attended = varlen_attn(q, k, v, bounds, bounds, most, most)
     assert isinstance(attended, Tensor)
     return attended
 

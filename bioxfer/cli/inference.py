@@ -38,7 +38,7 @@ from bioxfer.cli.options import (
     TranslateOption,
     Verbose,
 )
-from bioxfer.cli.preparing import backbone_loader, default_batch_tokens, given_files, open_cache, read_records
+from bioxfer.cli.preparing import backbone_loader, given_files, open_cache, read_records
 from bioxfer.cli.terminal import report_records, show_progress, start_messages
 
 __all__ = ["embed_command", "predict_command"]
@@ -119,10 +119,10 @@ def predict_command(
             long=long.value,
             on_invalid=on_invalid.value,
             degap=degap,
-            batch_tokens=batch_tokens or default_batch_tokens(device),
+            batch_tokens=batch_tokens,
             cache=cache,
             ahead=os.path.isfile(source),
-            fp32=partial(load, "fp32"),
+            fp32=partial(load, "fp32", again=True),
             excel_safe=excel_safe,
             overwrite=overwrite,
             progress=progress,
@@ -196,10 +196,10 @@ def embed_command(
                 long=long.value,
                 on_invalid=on_invalid.value,
                 degap=degap,
-                batch_tokens=batch_tokens or default_batch_tokens(device),
+                batch_tokens=batch_tokens,
                 cache=cache,
                 ahead=os.path.isfile(source),
-                fp32=partial(load, "fp32"),
+                fp32=partial(load, "fp32", again=True),
                 progress=progress,
             ),
             pool=pool,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bioxfer.io import OnDuplicate
     from bioxfer.sequences import SequenceRecord
 
-__all__ = ["backbone_loader", "default_batch_tokens", "given_files", "open_cache", "read_records"]
+__all__ = ["backbone_loader", "given_files", "open_cache", "read_records"]
 
 log = logging.getLogger("bioxfer")
 
@@ -39,27 +39,19 @@ def read_records(
     return (translate_cds(record, table=genetic_code) for record in records)
 
 
-def backbone_loader(
-    name: str, *, device: str, offline: bool, threads: int | None
-) -> Callable[[str], Backbone]:
-    """Give a function that loads the backbone in a given precision."""
+def backbone_loader(name: str, *, device: str, offline: bool, threads: int | None) -> Callable[..., Backbone]:
+    """Give a function that loads the backbone in a given precision, and sets the threads but not again."""
     from bioxfer.backbones import load_backbone
 
-    def load(precision: str) -> Backbone:
-        backbone = load_backbone(name, precision=precision, device=device, offline=offline, threads=threads)
+    def load(precision: str, *, again: bool = False) -> Backbone:
+        number = None if again else threads
+        backbone = load_backbone(name, precision=precision, device=device, offline=offline, threads=number)
         log.debug(
             "backbone %s (%s), %s on %s", backbone.name, backbone.fingerprint, backbone.precision, device
         )
         return backbone
 
     return load
-
-
-def default_batch_tokens(device: str) -> int:
-    """Choose how many tokens run at once where nobody said."""
-    from bioxfer.engine import BATCH_TOKENS, GPU_BATCH_TOKENS
-
-    return BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ from bioxfer.cli.options import (
     TranslateOption,
     Verbose,
 )
-from bioxfer.cli.preparing import backbone_loader, default_batch_tokens, given_files, open_cache
+from bioxfer.cli.preparing import backbone_loader, given_files, open_cache
 from bioxfer.cli.terminal import show_progress, start_messages
 from bioxfer.errors import UsageError
 
@@ -198,9 +198,9 @@ def train_command(
             long=long.value,
             on_invalid=on_invalid.value,
             degap=degap,
-            batch_tokens=batch_tokens or default_batch_tokens(device),
+            batch_tokens=batch_tokens,
             cache=cache,
-            fp32=partial(load, "fp32"),
+            fp32=partial(load, "fp32", again=True),
             seed=seed,
             threads=threads,
             progress=progress,
@@ -270,9 +270,9 @@ def evaluate_command(
             long=long.value,
             on_invalid=on_invalid.value,
             degap=degap,
-            batch_tokens=batch_tokens or default_batch_tokens(device),
+            batch_tokens=batch_tokens,
             cache=cache,
-            fp32=partial(load, "fp32"),
+            fp32=partial(load, "fp32", again=True),
             seed=seed,
             threads=threads,
             progress=progress,
