@@ -146,7 +146,7 @@ class Engine:
         """
         # A GPU's two prepare and collect in turns, so that it has always something to do.
         workers = min(2 if on_gpu(self.backbone) else torch.get_num_threads(), len(batches))
-        if workers == 1 or not getattr(self.backbone, "concurrent", False):
+        if workers <= 1 or not getattr(self.backbone, "concurrent", False):
             yield from map(self._run, batches)
             return
         cramped = []

@@ -734,7 +734,7 @@ def test_f35_the_notebook_preview_escapes_html():
 def test_embed_loads_by_name_and_hands_over_the_fp32_twin(monkeypatch):
     asked = []
 
-    def load(name, *, precision, device, offline, threads):
+    def load(name, *, precision, device, offline, threads=None):
         asked.append((name, precision, device, offline, threads))
         backbone = Poisoned("GAVL", float("inf")) if precision == "bf16" else Toy()
         backbone.precision = precision
@@ -742,7 +742,7 @@ def test_embed_loads_by_name_and_hands_over_the_fp32_twin(monkeypatch):
 
     monkeypatch.setattr(bioxfer.embedding, "load_backbone", load)
     found = embed(["MKV", "GAVL"], model="toy", precision="bf16", threads=1, offline=True)
-    assert asked == [("toy", "bf16", "cpu", True, 1), ("toy", "fp32", "cpu", True, 1)]
+    assert asked == [("toy", "bf16", "cpu", True, 1), ("toy", "fp32", "cpu", True, None)]
     assert found.statuses == ["ok", "ok"]
     asked.clear()
     embed(["MKV"], model=Path("weights.safetensors"))

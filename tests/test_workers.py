@@ -88,6 +88,8 @@ def test_whoever_leaves_early_does_not_wait_for_the_batch():
 
 def test_nothing_to_do_is_nothing_done():
     assert list(side_by_side(str, [], workers=2)) == []
+    (row,) = embed_records([SequenceRecord("empty", "")], random_backbone())
+    assert row.status == "skipped"
 
 
 def test_workers_and_one_thread_give_the_same_bits():
