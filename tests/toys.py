@@ -136,3 +136,17 @@ def run(*arguments: object, stdin: bytes = b"") -> Ran:
         stream.flush()
     out, err = (stream.buffer.getvalue() for stream in streams[1:])
     return Ran(code, out, err.decode())
+
+
+def rows_stand_alone() -> bool:
+    """Tell whether a row of torch's float32 product is the same bits whatever else is multiplied.
+
+    On AVX-512 it is, from 64 rows on; the AVX2 kernels of its library choose by the number of rows.
+    """
+    torch.manual_seed(0)
+    for deep, wide in ((128, 128), (128, 384), (128, 512), (512, 128)):
+        x, weight = torch.randn(512, deep), torch.randn(wide, deep).t()
+        whole = x @ weight
+        if not all(torch.equal(x[:rows] @ weight, whole[:rows]) for rows in (64, 128, 192, 320)):
+            return False
+    return True
