@@ -42,9 +42,9 @@ INSTRUCTIONS = ("plain", "avx2", "avx512", "amx")
 HEAD_WIDTHS = (8, 16, 24, 32, 64, 128)
 
 ROWS = 64
-"""Packs are filled up to a multiple of so many tokens. From 16 rows on a float32 product's row is the
-same whatever else is multiplied, on AVX-512 (measured with torch 2.13); and oneDNN keeps code for each number of
-rows that it meets in bfloat16, a megabyte or so, which a few numbers keep flat."""
+"""Packs are filled up to a multiple of so many tokens. On AVX-512 a row of a float32 product is the
+same from 16 rows on, whatever else is multiplied (measured with torch 2.13); and oneDNN keeps code for
+each number of rows that it meets in bfloat16, a megabyte or so, which a few numbers keep flat."""
 
 _VERSION = 1  # of the functions in kernels.cpp
 _SHARED_FROM = 2**15  # numbers from which a kernel is worth sharing among threads
