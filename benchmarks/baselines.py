@@ -36,8 +36,8 @@ from bioxfer.evaluate import (
     regression_metrics,
     score_predictions,
 )
+from bioxfer.head_training import fit_head
 from bioxfer.homology import normal_form
-from bioxfer.transfer import fit
 
 TRAIN_ROWS = 12_000  # of the linear heads, drawn at random where there are more
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWYX"  # X stands for everything else
@@ -139,7 +139,7 @@ def say_linear(
         for row in train:
             counts[row.label] = counts.get(row.label, 0) + 1
         train = [row for row in train if counts[row.label] > 1]
-    fitted = fit(
+    fitted = fit_head(
         count([r.sequence for r in train]), [r.label for r in train], head="linear", task=task, folds=3
     )
     outputs = fitted.outputs(count([r.sequence for r in judged]))

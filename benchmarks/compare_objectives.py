@@ -24,7 +24,7 @@ from bioxfer.backbones.compact import read_card
 from bioxfer.clusters import cluster_sequences
 from bioxfer.embedding import embed
 from bioxfer.evaluate import score_gain, score_predictions
-from bioxfer.transfer import fit
+from bioxfer.head_training import fit_head
 
 POOL = "mean+max+start+end"
 GROUP = {
@@ -75,7 +75,7 @@ def main() -> None:
                 embed([row["sequence"] for row in rows], model=backbone, pool=POOL).vectors
                 for rows in (train, valid)
             ]
-            fitted = fit(vectors[0], [row["label"] for row in train], head="linear", folds=3)
+            fitted = fit_head(vectors[0], [row["label"] for row in train], head="linear", folds=3)
             said[name] = fitted.task.predict(fitted.outputs(vectors[1]))
             truth = fitted.task.encode([row["label"] for row in valid])
         task = fitted.task

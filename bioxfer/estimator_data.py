@@ -16,8 +16,8 @@ from bioxfer.sequences import SequenceRecord, clean_protein
 if TYPE_CHECKING:
     from bioxfer.backbones import Backbone
     from bioxfer.embedding import Embeddings
+    from bioxfer.head_training import Fitted
     from bioxfer.residue_fitting import FittedResidues
-    from bioxfer.transfer import Fitted
 
 __all__ = ["Proteins", "cleaned_texts_of", "describe_fit", "embed_proteins", "label_proteins", "texts_of"]
 

@@ -26,12 +26,12 @@ from bioxfer.estimator_data import (
     label_proteins,
     texts_of,
 )
+from bioxfer.head_training import HeadChoice, fit_head
 from bioxfer.heads import TrainedHead
 from bioxfer.residue_fitting import check_form, fit_residues, gather_residues
 from bioxfer.residue_training import check_sides, cut_dev, encode_labels
 from bioxfer.residues import ResidueHead
 from bioxfer.tasks import Regression
-from bioxfer.transfer import HeadChoice, fit
 
 if TYPE_CHECKING:
     from bioxfer.backbones import Backbone
@@ -154,7 +154,7 @@ class _SequencePredictor(BaseEstimator):  # type: ignore[misc]
         embedded = embed_proteins(self, X, pool=self.pool, first=self.first)
         if groups is None and self.identity is not None:
             groups = cluster_sequences(texts_of(X), identity=self.identity, threads=self.threads)
-        fitted = fit(
+        fitted = fit_head(
             embedded.vectors,
             [str(label) for label in np.asarray(y).tolist()],
             ids=embedded.ids,
@@ -269,7 +269,7 @@ class SequenceClassifier(ClassifierMixin, _SequencePredictor):  # type: ignore[m
         Raises
         ------
         InputError, LabelError, UsageError
-            As in `SequenceEmbedder.transform` and `bioxfer.transfer.fit`.
+            As in `SequenceEmbedder.transform` and `bioxfer.head_training.fit_head`.
         """
         self._fit(X, y, groups)
         # The head has its classes in the order of their texts, scikit-learn wants that of their values.

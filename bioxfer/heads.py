@@ -89,7 +89,7 @@ class TrainedHead:
     index : NeighbourIndex
         Its training proteins.
     card : dict
-        Data, split, metrics, baselines, limits: see `bioxfer.transfer.train_head`.
+        Data, split, metrics, baselines, limits: see `bioxfer.head_training.train_head`.
     threshold : float
         `confidence` below which the head says ``unknown``; 0 answers every protein.
     first : int, optional

@@ -19,6 +19,7 @@ from bioxfer.clusters import cluster_records
 from bioxfer.embedding import Long, embed_records, resolve_layer
 from bioxfer.errors import InputError, LabelError, UsageError
 from bioxfer.evaluate import audit_leakage, score_answers, score_predictions
+from bioxfer.head_training import HeadChoice, check_options, train_head
 from bioxfer.heads import TrainedHead
 from bioxfer.homology import Method, choose_method
 from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
@@ -31,7 +32,6 @@ from bioxfer.residue_training import (
 from bioxfer.residues import ResidueClasses, ResidueHead
 from bioxfer.sequences import OnInvalid, SequenceRecord, translate_cds
 from bioxfer.tasks import Regression, task_from_name
-from bioxfer.transfer import HeadChoice, check_options, train_head
 
 __all__ = ["describe_card", "evaluate_on_records", "read_labelled", "train_on_records"]
 
@@ -141,7 +141,7 @@ def train_on_records(
     backbone : Backbone
         The frozen feature extractor.
     name, data_source, task, head, valid, refit, abstain, families, licence, intended_use, limits, seed
-        See `bioxfer.transfer.train_head`, and for the task ``residue-class``
+        See `bioxfer.head_training.train_head`, and for the task ``residue-class``
         `bioxfer.residue_training.train_residue_head`.
     split : {"homology", "random", "column"}, optional
         Hold out whole homology clusters, random proteins, or the rows whose

@@ -42,6 +42,8 @@ ROOMS = (
     "residue_scores",
     "residues",
     "transfer",
+    "lora",
+    "head_training",
     "selection",
     "solvers",
     "embedding",

@@ -147,13 +147,13 @@ def test_the_python_embed_takes_it_too():
 
 def test_training_reads_the_start_and_clusters_the_whole(monkeypatch):
     clustered, seen = [], []
-    cluster, compose = bioxfer.clusters.cluster_sequences, bioxfer.transfer.composition
+    cluster, compose = bioxfer.clusters.cluster_sequences, bioxfer.head_training.composition
     monkeypatch.setattr(
         bioxfer.clusters,
         "cluster_sequences",
         lambda sequences, **o: clustered.extend(sequences) or cluster(sequences, **o),
     )
-    monkeypatch.setattr(bioxfer.transfer, "composition", lambda s: seen.extend(s) or compose(s))
+    monkeypatch.setattr(bioxfer.head_training, "composition", lambda s: seen.extend(s) or compose(s))
     records = proteins()
     trained = train(records)
     assert clustered == [r.sequence for r in records]

@@ -1,8 +1,8 @@
 """Fit a head to vectors and labels, and measure it honestly.
 
-`fit` chooses the form of the head, its regularisation and its temperature on proteins that it had not seen.
-`train_head` also holds clusters out, scores the head and its baselines on them, and returns the head with its
-card.
+`fit_head` chooses the form of the head, its regularisation and its temperature on proteins that it had not
+seen. `train_head` also holds clusters out, scores the head and its baselines on them, and returns the head with
+its card.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bioxfer.selection import FAR_SHARE, Fitted, HeadChoice, check_choice, check
 from bioxfer.solvers import build_index, train_setting
 from bioxfer.tasks import UNKNOWN, Regression, Task, task_from_name
 
-__all__ = ["Fitted", "HeadChoice", "check_options", "fit", "train_head"]
+__all__ = ["Fitted", "HeadChoice", "check_options", "fit_head", "train_head"]
 
 FAMILY_WEIGHTS = (0.1, 0.2, 0.4, 0.8, 1.6)
 """Logits for one standard deviation of votes; 0.6 suited the unscaled enzymes it was first tried on."""
@@ -93,7 +93,7 @@ def train_head(
     pool, layer, backbone_name, backbone_fingerprint
         What made the vectors.
     head, task, folds, seed
-        As in `fit`.
+        As in `fit_head`.
     splits : sequence of str, optional
         ``"train"``, ``"dev"`` or ``"valid"`` for each protein; whole clusters are held out if not given.
     valid : float
@@ -124,7 +124,7 @@ def train_head(
     Raises
     ------
     LabelError, UsageError
-        As in `fit` and `check_options`; also a split that is none of these, an empty side, or a share to
+        As in `fit_head` and `check_options`; also a split that is none of these, an empty side, or a share to
         abstain by which the head would still answer every protein.
     """
     vectors = np.ascontiguousarray(features, dtype=np.float32)
@@ -318,7 +318,7 @@ def _remember(
     return replace(memory, weight=weight), judged
 
 
-def fit(
+def fit_head(
     features: npt.NDArray[Any],
     labels: Sequence[str],
     *,

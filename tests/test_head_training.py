@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bioxfer.errors import LabelError, UsageError
+from bioxfer.head_training import fit_head, train_head
 from bioxfer.heads import TrainedHead, confidence
 from bioxfer.tasks import Regression
-from bioxfer.transfer import fit, train_head
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -69,14 +69,14 @@ def trained(data):
     ("head", "least"), [("linear", 0.9), ("mlp", 0.85), ("nearest", 0.7), ("blend", 0.85)]
 )
 def test_each_form_learns_a_planted_signal_across_clusters(data, head, least):
-    fitted = fit(data.x, data.labels, groups=data.groups, head=head, folds=3)
+    fitted = fit_head(data.x, data.labels, groups=data.groups, head=head, folds=3)
     right = fitted.task.predict(fitted.out_of_fold) == fitted.task.encode(data.labels)
     assert fitted.kind == head
     assert right.mean() >= least
 
 
 def test_auto_takes_the_least_out_of_fold_loss(data):
-    fitted = fit(data.x, data.labels, groups=data.groups, folds=3)
+    fitted = fit_head(data.x, data.labels, groups=data.groups, folds=3)
     best = min(fitted.candidates, key=lambda c: c["loss"])
     assert (fitted.kind, fitted.setting) == (best["kind"], best["setting"])
     assert {c["kind"] for c in fitted.candidates} == {"linear", "mlp", "nearest", "blend"}
@@ -84,7 +84,7 @@ def test_auto_takes_the_least_out_of_fold_loss(data):
 
 def test_regression_runs_through_the_same_fit(data):
     labels = [f"{v + 50:.3f}" for v in data.value]
-    fitted = fit(data.x, labels, groups=data.groups, head="linear", folds=3)
+    fitted = fit_head(data.x, labels, groups=data.groups, head="linear", folds=3)
     assert fitted.task.name == "regression"
     found = fitted.task.metrics(fitted.task.encode(labels), fitted.task.predict(fitted.outputs(data.x)))
     assert found["spearman"] > 0.95
@@ -98,7 +98,7 @@ def test_relatives_never_vouch_for_each_other():
     labels = ["in" if v else "out" for v in noise]
 
     def accuracy(groups):
-        fitted = fit(data.x, labels, groups=groups, head="nearest", folds=3)
+        fitted = fit_head(data.x, labels, groups=groups, head="nearest", folds=3)
         return np.mean(fitted.task.predict(fitted.out_of_fold) == fitted.task.encode(labels))
 
     assert accuracy(None) > 0.9
@@ -108,10 +108,10 @@ def test_relatives_never_vouch_for_each_other():
 def test_a_held_out_cluster_has_no_say_in_its_own_prediction(data, monkeypatch):
     """Scaler, projection and weights are all fitted inside the fold."""
     monkeypatch.setattr("bioxfer.solvers.PENALTIES", (0.01,))  # nothing to choose: both fits are alike
-    fold = fit(data.x, data.labels, groups=data.groups, head="linear", folds=3)
+    fold = fit_head(data.x, data.labels, groups=data.groups, head="linear", folds=3)
     moved = data.x.copy()
     moved[1] += 1e4  # row 0's relative
-    again = fit(moved, data.labels, groups=data.groups, head="linear", folds=3)
+    again = fit_head(moved, data.labels, groups=data.groups, head="linear", folds=3)
     np.testing.assert_array_equal(fold.out_of_fold[0], again.out_of_fold[0])
     assert not np.array_equal(fold.out_of_fold[1], again.out_of_fold[1])
 
@@ -119,26 +119,26 @@ def test_a_held_out_cluster_has_no_say_in_its_own_prediction(data, monkeypatch):
 def test_nobodys_random_state_moves_and_a_seed_repeats(data):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = fit(data.x[:90], data.labels[:90], groups=data.groups[:90], head="mlp", folds=2, seed=3)
+    first = fit_head(data.x[:90], data.labels[:90], groups=data.groups[:90], head="mlp", folds=2, seed=3)
     assert torch.equal(before, torch.get_rng_state())
-    second = fit(data.x[:90], data.labels[:90], groups=data.groups[:90], head="mlp", folds=2, seed=3)
+    second = fit_head(data.x[:90], data.labels[:90], groups=data.groups[:90], head="mlp", folds=2, seed=3)
     np.testing.assert_array_equal(first.out_of_fold, second.out_of_fold)
 
 
 def test_labels_and_vectors_that_do_not_fit_are_refused(data):
     x, labels, groups = data.x, data.labels, data.groups
     with pytest.raises(UsageError, match="179 labels do not fit 180 vectors"):
-        fit(x, labels[:-1])
+        fit_head(x, labels[:-1])
     with pytest.raises(LabelError, match="'in' \\(180 proteins\\)"):
-        fit(x, ["in"] * 180)
+        fit_head(x, ["in"] * 180)
     with pytest.raises(LabelError, match="class 'rare' has 3 training proteins in 1 homology clusters"):
-        fit(x, ["rare"] * 3 + labels[3:], groups=groups)
+        fit_head(x, ["rare"] * 3 + labels[3:], groups=groups)
     with pytest.raises(LabelError, match="all 180 proteins are relatives"):
-        fit(x, labels, groups=np.zeros(180))
+        fit_head(x, labels, groups=np.zeros(180))
     with pytest.raises(UsageError, match="1 of 180 vectors hold NaN"):
-        fit(np.where(np.arange(180)[:, None] == 4, np.nan, x), labels)
+        fit_head(np.where(np.arange(180)[:, None] == 4, np.nan, x), labels)
     with pytest.raises(UsageError, match="head 'forest' is not one of auto"):
-        fit(x, labels, head="forest")
+        fit_head(x, labels, head="forest")
 
 
 def test_the_card_says_all_that_contract_7_asks(trained):
@@ -305,7 +305,7 @@ def test_refit_learns_from_every_part(data):
 
 
 def test_the_threshold_refuses_the_asked_share_of_right_answers(data):
-    fitted = fit(data.x, data.labels, groups=data.groups, head="linear", folds=3)
+    fitted = fit_head(data.x, data.labels, groups=data.groups, head="linear", folds=3)
     chances = fitted.task.probabilities(fitted.out_of_fold, temperature=fitted.temperature)
     right = fitted.task.predict(fitted.out_of_fold) == fitted.targets
     sure = confidence(chances, fitted.similarity)
