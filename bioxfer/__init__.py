@@ -15,32 +15,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bioxfer.audits import audit_split
     from bioxfer.backbones import list_backbones, load_backbone
-    from bioxfer.clusters import HomologyKFold, cluster_sequences
+    from bioxfer.clusters import HomologyKFold, cluster_sequences, homology_split
     from bioxfer.embedding import Embeddings, embed
     from bioxfer.errors import BioxferError
-    from bioxfer.estimators import ResidueClassifier, SequenceClassifier, SequenceEmbedder, SequenceRegressor
+    from bioxfer.estimators import (
+        AnnotationTransfer,
+        ResidueClassifier,
+        ResidueRegressor,
+        SequenceClassifier,
+        SequenceEmbedder,
+        SequenceRegressor,
+    )
     from bioxfer.heads import TrainedHead
     from bioxfer.io import iter_sequences, read_labels, read_sequences
     from bioxfer.prediction import list_heads, load_head, predict
     from bioxfer.residues import ResidueHead
     from bioxfer.sequences import SequenceRecord, translate_cds
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES = {
+    "AnnotationTransfer": "estimators",
     "BioxferError": "errors",
     "Embeddings": "embedding",
     "HomologyKFold": "clusters",
     "ResidueClassifier": "estimators",
     "ResidueHead": "residues",
+    "ResidueRegressor": "estimators",
     "SequenceClassifier": "estimators",
     "SequenceEmbedder": "estimators",
     "SequenceRecord": "sequences",
     "SequenceRegressor": "estimators",
     "TrainedHead": "heads",
+    "audit_split": "audits",
     "cluster_sequences": "clusters",
     "embed": "embedding",
+    "homology_split": "clusters",
     "iter_sequences": "io",
     "list_backbones": "backbones",
     "list_heads": "prediction",
@@ -53,19 +65,23 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnnotationTransfer",
     "BioxferError",
     "Embeddings",
     "HomologyKFold",
     "ResidueClassifier",
     "ResidueHead",
+    "ResidueRegressor",
     "SequenceClassifier",
     "SequenceEmbedder",
     "SequenceRecord",
     "SequenceRegressor",
     "TrainedHead",
     "__version__",
+    "audit_split",
     "cluster_sequences",
     "embed",
+    "homology_split",
     "iter_sequences",
     "list_backbones",
     "list_heads",

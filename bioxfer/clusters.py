@@ -6,6 +6,7 @@ A random split puts cousins on both sides and measures memory. Here the connecte
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["HomologyKFold", "cluster_records", "cluster_sequences", "homology_split", "shares_homology"]
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
+
+log = logging.getLogger("bioxfer")
+
+_CLASSES_NAMED = 5  # in a message before it says "..."
 
 
 def cluster_sequences(
@@ -196,12 +201,13 @@ class HomologyKFold:
     """Cross-validation folds that keep relatives together, for scikit-learn's ``cv=``.
 
     Clusters are dealt, largest first, to the fold that lacks their labels most, so folds are alike in size
-    and in class counts.
+    and in class counts. No cluster is cut for that: a class with fewer clusters than there are folds is
+    missing in some test folds, and one that is missing in a training fold too is named in a warning.
 
     Parameters
     ----------
     n_splits : int
-        Number of folds, at least 2.
+        Number of folds, at least 2; each holds one cluster or more.
     seed : int
         Order in which clusters of equal size are dealt.
     identity, coverage, method
@@ -242,16 +248,20 @@ class HomologyKFold:
         ----------
         X : sequence
             N strings or records; with ``groups`` anything of length N.
-        y : array-like (N,), optional
-            Class labels to balance, or continuous targets, which are not balanced.
+        y : array-like (N,) or (N, C), optional
+            Class labels to balance, or a matrix of 0 and 1 whose every column is balanced. Continuous
+            targets are not balanced.
         groups : array-like (N,), optional
             Cluster of each; None clusters the sequences.
 
         Raises
         ------
         UsageError
-            Fewer than 2 folds, or fewer clusters than folds.
+            Fewer than 2 folds, fewer clusters than folds, labels or groups of another length than X, or a
+            threshold that is out of range.
         """
+        if self.n_splits < 2:
+            raise UsageError(f"n_splits {self.n_splits} makes no folds; give 2 or more")
         if groups is None:
             groups = cluster_sequences(
                 [getattr(x, "sequence", x) for x in X],
@@ -259,50 +269,75 @@ class HomologyKFold:
                 coverage=self.coverage,
                 method=self.method,
             )
-        if self.n_splits < 2:
-            raise UsageError(f"n_splits {self.n_splits} makes no folds; give 2 or more")
+        clusters = np.asarray(groups)
+        if clusters.shape != (len(X),):
+            raise UsageError(f"groups {clusters.shape} do not fit {len(X)} proteins; give one cluster each")
         shares = np.full(self.n_splits, 1 / self.n_splits)
-        fold = _deal_clusters(np.asarray(groups), y, shares, self.seed)
+        fold = _deal_clusters(clusters, y, shares, self.seed)
+        _warn_of_absent_classes(y, fold)
         for number in range(self.n_splits):
             yield np.flatnonzero(fold != number), np.flatnonzero(fold == number)
 
 
 def homology_split(
-    groups: npt.ArrayLike, *, valid: float = 0.15, seed: int = 0, y: npt.ArrayLike | None = None
+    groups: npt.ArrayLike,
+    *,
+    valid: float = 0.15,
+    test: float = 0.0,
+    dev: float = 0.0,
+    seed: int = 0,
+    y: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.str_]:
-    """Hold out whole clusters for validation.
+    """Hold out whole clusters for validation, and for two more parts if they are asked for.
 
     Parameters
     ----------
     groups : array-like (N,)
         Cluster of each protein.
-    valid : float
-        Share of the proteins to hold out, between 0 and 1.
+    valid, test, dev : float
+        Shares of the proteins to hold out, from 0 to below 1; a part of share 0 is not there.
     seed : int
         Order in which clusters of equal size are dealt.
-    y : array-like (N,), optional
-        Class labels to balance between the sides.
+    y : array-like (N,) or (N, C), optional
+        Class labels to balance between the parts, as in `HomologyKFold.split`.
 
     Returns
     -------
     ndarray (N,)
-        ``"train"`` or ``"valid"`` for each protein.
+        ``"train"``, ``"dev"``, ``"valid"`` or ``"test"`` for each protein.
 
     Raises
     ------
     UsageError
-        ``valid`` is out of range, or there is only one cluster.
+        The shares are out of range, leave nothing for training, or there are fewer clusters than parts.
+
+    Examples
+    --------
+    >>> homology_split([0, 0, 0, 1, 2], valid=0.2, test=0.2).tolist()
+    ['train', 'train', 'train', 'test', 'valid']
     """
-    if not 0.0 < valid < 1.0:
-        raise UsageError(f"valid {valid} is not between 0 and 1; give a share such as 0.15")
-    side = _deal_clusters(np.asarray(groups), y, np.array([1.0 - valid, valid]), seed)
-    return np.array(["train", "valid"])[side]
+    asked = {"dev": dev, "valid": valid, "test": test}
+    for name, share in asked.items():
+        if not 0.0 <= share < 1.0:
+            raise UsageError(f"{name} {share} is not between 0 and 1; give a share such as 0.15")
+    held = sum(asked.values())
+    if not 0.0 < held < 1.0:
+        raise UsageError(
+            f"dev {dev}, valid {valid} and test {test} sum to {held:g}; they must hold out more than 0 and "
+            "less than 1, such as 0.15"
+        )
+    shares = {"train": 1.0 - held} | {name: share for name, share in asked.items() if share}
+    part = _deal_clusters(np.asarray(groups), y, np.array(list(shares.values())), seed)
+    return np.array(list(shares))[part]
 
 
 def _deal_clusters(
     groups: npt.NDArray[Any], y: npt.ArrayLike | None, shares: npt.NDArray[np.float64], seed: int
 ) -> IntArray:
-    """Deal clusters to folds of the given shares; return the fold of every protein."""
+    """Deal clusters to folds of the given shares; return the fold of every protein.
+
+    ``y``: ``(N,)`` or ``(N, C)``.
+    """
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < len(shares):
         raise UsageError(
@@ -310,10 +345,9 @@ def _deal_clusters(
             "use fewer folds, a higher identity threshold or more diverse proteins"
         )
     counts = [np.bincount(group)]  # all proteins count as one more class, so that sizes even out too
-    if y is not None and np.asarray(y).dtype.kind != "f":
-        _, label = np.unique(np.asarray(y).astype(str), return_inverse=True)
-        for number in range(label.max() + 1):
-            counts.append(np.bincount(group, weights=label == number, minlength=len(names)))
+    _, member = _memberships(y, len(group))
+    for column in member.T:
+        counts.append(np.bincount(group, weights=column, minlength=len(names)))
     table = np.stack(counts, axis=1).astype(np.float64)
     table /= table.sum(axis=0)  # (clusters, classes): share of each class
     order = np.random.default_rng(seed).permutation(len(names))
@@ -329,3 +363,44 @@ def _deal_clusters(
         fullest = int(np.argmax(np.bincount(fold, minlength=len(shares))))
         fold[np.flatnonzero(fold == fullest)[-1]] = empty
     return fold[group]
+
+
+def _memberships(y: npt.ArrayLike | None, n: int) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    """Return names of the classes to balance, and who is in which, ``(N, C)``.
+
+    None are balanced where there are no labels, where they are continuous, or where most differ.
+    """
+    nobody: tuple[list[str], npt.NDArray[np.bool_]] = [], np.zeros((n, 0), dtype=bool)
+    if y is None:
+        return nobody
+    target = np.asarray(y)
+    if target.ndim not in (1, 2) or len(target) != n:
+        raise UsageError(
+            f"labels of shape {target.shape} do not fit {n} proteins; give a label or a row each"
+        )
+    if target.ndim == 2:
+        if not np.isin(target, (0, 1)).all():
+            return nobody
+        member = target.astype(bool)
+        present = np.flatnonzero(member.any(axis=0))
+        return [f"column {column}" for column in present], member[:, present]
+    if target.dtype.kind == "f":
+        return nobody
+    names, label = np.unique(target.astype(str), return_inverse=True)
+    if 2 * len(names) > max(n, 10):  # numbers by another name; few proteins may well differ in class
+        return nobody
+    return names.tolist(), label[:, None] == np.arange(len(names))
+
+
+def _warn_of_absent_classes(y: npt.ArrayLike | None, fold: IntArray) -> None:
+    """Name the classes that are whole in one fold: its classifier has never seen what it is tested on."""
+    names, member = _memberships(y, len(fold))
+    whole = [
+        name for name, column in zip(names, member.T, strict=True) if len(set(fold[column].tolist())) == 1
+    ]
+    if whole and len(names) > 1:
+        log.warning(
+            "classes that are in one homology cluster, or in few that one fold took, are missing in that "
+            "fold's training: %s; use fewer folds or add diverse proteins of them",
+            ", ".join(whole[:_CLASSES_NAMED]) + ", ..." * (len(whole) > _CLASSES_NAMED),
+        )

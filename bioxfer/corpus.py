@@ -18,9 +18,9 @@ from torch import Tensor
 from bioxfer.backbones.compact import BOS, EOS, MASK, tokenize
 from bioxfer.backbones.packing import Pack, pack_tokens
 from bioxfer.errors import InputError, LabelError
-from bioxfer.residues import UNRESOLVED, look_like_residue_labels
+from bioxfer.residue_tasks import UNRESOLVED, look_like_residue_labels
 from bioxfer.sequences import SequenceRecord, clean_protein
-from bioxfer.tasks import Regression, task_from_name
+from bioxfer.tasks import Regression, look_continuous, task_from_name
 
 __all__ = [
     "IGNORED",
@@ -213,7 +213,8 @@ def read_source(path: str | Path, *, unlike: Sequence[str] = ()) -> SourceTable:
         columns = [column for column in columns if column.max() > 0]
     else:
         try:
-            task = task_from_name("auto", labels)
+            # several labels in a cell stay one class: a source task needs no more of them
+            task = task_from_name("regression" if look_continuous(labels) else "multiclass", labels)
         except LabelError as error:
             raise LabelError(f"{path}: {error}") from error
         if isinstance(task, Regression):

@@ -3,6 +3,7 @@
 Every error that a user can cause or mend is one of these; its message is one
 sentence that names the value, the place and the remedy. The command line shows
 that sentence and exits with ``exit_code``; anything else that rises is a bug.
+`UsageError` and `InputError` are ``ValueError`` too, which scikit-learn expects.
 
 ::
 
@@ -50,7 +51,7 @@ class BioxferError(Exception):
     exit_code = 3
 
 
-class UsageError(BioxferError):
+class UsageError(BioxferError, ValueError):
     """Options that contradict each other or are out of range."""
 
     exit_code = 2
@@ -60,7 +61,7 @@ class MissingExtraError(UsageError):
     """An optional package is needed; the message holds the install command."""
 
 
-class InputError(BioxferError):
+class InputError(BioxferError, ValueError):
     """A file or record of the user's cannot be used."""
 
 

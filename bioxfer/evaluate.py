@@ -5,9 +5,9 @@ Relatives are not independent witnesses, so intervals come from resampling whole
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +17,25 @@ from bioxfer.homology import Method, find_links, normal_form
 
 __all__ = [
     "Leakage",
+    "SummedMetrics",
+    "WeighedMetrics",
     "audit_leakage",
     "classification_metrics",
     "cluster_bootstrap",
     "composition",
     "confusion_matrix",
     "dipeptides",
+    "draw_metric",
+    "draw_statistics",
+    "draw_sums",
     "expected_calibration_error",
     "fit_temperature",
+    "interval",
     "log_loss",
     "log_softmax",
     "regression_metrics",
     "score_answers",
+    "score_beside",
     "score_gain",
     "score_predictions",
 ]
@@ -37,6 +44,38 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 Metrics: TypeAlias = Callable[[npt.NDArray[Any], npt.NDArray[Any]], dict[str, float]]
 
 _AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+@runtime_checkable
+class SummedMetrics(Protocol):
+    """Metrics that need nothing but sums over proteins, so that a draw of the bootstrap only adds up."""
+
+    def __call__(self, y: npt.NDArray[Any], p: npt.NDArray[Any], /) -> dict[str, float]:
+        """Score predictions, as all metrics do."""
+        ...
+
+    def count(self, y: npt.NDArray[Any], p: npt.NDArray[Any], /) -> FloatArray:
+        """Return what each of N proteins adds to the K sums ``(N, K)``."""
+        ...
+
+    def score(self, sums: FloatArray, /) -> dict[str, FloatArray]:
+        """Turn B times K sums ``(B, K)`` into B values of each metric."""
+        ...
+
+
+@runtime_checkable
+class WeighedMetrics(Protocol):
+    """Metrics that can count each protein several times, so that a draw of the bootstrap copies no rows."""
+
+    def __call__(self, y: npt.NDArray[Any], p: npt.NDArray[Any], /) -> dict[str, float]:
+        """Score predictions, as all metrics do."""
+        ...
+
+    def weigh(
+        self, y: npt.NDArray[Any], p: npt.NDArray[Any], /
+    ) -> Callable[[npt.NDArray[np.int64]], dict[str, float]]:
+        """Return what scores N proteins by how often each is there ``(N,)``."""
+        ...
 
 
 def confusion_matrix(y: npt.ArrayLike, p: npt.ArrayLike, n_classes: int) -> npt.NDArray[np.int64]:
@@ -129,7 +168,7 @@ def cluster_bootstrap(
     >>> cluster_bootstrap(accuracy, [1, 1, 0, 0], [1, 1, 0, 0], groups=[0, 0, 1, 2])
     (1.0, 1.0)
     """
-    values = _draw(lambda a, b: np.array([metric(a, b)]), y, p, groups, n, seed)
+    values = draw_statistics(lambda a, b: np.array([metric(a, b)]), y, p, groups, n, seed)
     low, high = np.quantile(values[:, 0], [0.025, 0.975])
     return float(low), float(high)
 
@@ -158,11 +197,56 @@ def score_predictions(
         ``{name: {"value": float, "ci95": [low, high]}}``; ``ci95`` is None with a single cluster.
     """
     values = metrics(np.asarray(y), np.asarray(p))
-    drawn = _draw(lambda a, b: np.array(list(metrics(a, b).values())), y, p, groups, n, seed)
-    return {
-        name: {"value": value, "ci95": _ends(column)}
-        for (name, value), column in zip(values.items(), drawn.T, strict=True)
-    }
+    return _with_intervals(values, _draw_metrics(metrics, y, p, groups, n, seed))
+
+
+def score_beside(
+    metrics: Metrics,
+    name: str,
+    y: npt.ArrayLike,
+    p: npt.ArrayLike,
+    baselines: Mapping[str, tuple[Metrics, npt.ArrayLike]],
+    groups: npt.ArrayLike,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Score predictions and baselines on the same drawn clusters, each of which is scored but once.
+
+    Parameters
+    ----------
+    metrics, name, y, p, groups, n, seed
+        As in `score_gain`.
+    baselines : mapping of str to (callable, array-like)
+        Metrics and predictions of each; its metric of that name must mean the same.
+
+    Returns
+    -------
+    tuple of dict
+        What `score_predictions` gives of the predictions; and for each baseline the same as ``metrics``, and
+        what `score_gain` gives as ``head_minus_baseline``.
+    """
+    true, said = np.asarray(y), np.asarray(p)
+    values, drawn = metrics(true, said), _draw_metrics(metrics, true, said, groups, n, seed)
+    beside: dict[str, dict[str, Any]] = {}
+    for baseline, (theirs, answers) in baselines.items():
+        other = np.asarray(answers)
+        scores, others = theirs(true, other), _draw_metrics(theirs, true, other, groups, n, seed)
+        beside[baseline] = {
+            "metrics": _with_intervals(scores, others),
+            "head_minus_baseline": {
+                "metric": name,
+                "value": float(values[name] - scores[name]),
+                "ci95": interval(drawn[name] - others[name]),
+            },
+        }
+    return _with_intervals(values, drawn), beside
+
+
+def _with_intervals(
+    values: Mapping[str, float], drawn: Mapping[str, FloatArray]
+) -> dict[str, dict[str, Any]]:
+    return {name: {"value": value, "ci95": interval(drawn[name])} for name, value in values.items()}
 
 
 def score_gain(
@@ -195,13 +279,10 @@ def score_gain(
         ``metric``, ``value`` (predictions' minus baseline's) and ``ci95``. A gain is real where the whole
         interval lies above 0.
     """
-
-    def difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> FloatArray:
-        return np.array([metrics(a, b[:, 0])[name] - metrics(a, b[:, 1])[name]])
-
-    true, both = np.asarray(y), np.stack([np.asarray(p), np.asarray(baseline)], axis=1)
-    drawn = _draw(difference, true, both, groups, n, seed)
-    return {"metric": name, "value": float(difference(true, both)[0]), "ci95": _ends(drawn[:, 0])}
+    true, said, other = np.asarray(y), np.asarray(p), np.asarray(baseline)
+    value = metrics(true, said)[name] - metrics(true, other)[name]
+    ours, theirs = (draw_metric(metrics, name, true, side, groups, n, seed) for side in (said, other))
+    return {"metric": name, "value": float(value), "ci95": interval(ours - theirs)}
 
 
 def score_answers(
@@ -236,13 +317,13 @@ def score_answers(
         return np.array([given.mean(), right[given].mean() if given.any() else np.nan])
 
     right, given = np.asarray(y) == np.asarray(p), np.asarray(answered, dtype=bool)
-    drawn = _draw(shares, right, given, groups, n, seed)
+    drawn = draw_statistics(shares, right, given, groups, n, seed)
     share, accuracy = shares(right, given).tolist()
     some = drawn[np.isfinite(drawn[:, 1]), 1]
-    ends = _ends(some) if len(some) else None
+    ends = interval(some) if len(some) else None
     none = {"value": None, "ci95": None}
     return {
-        "answered": {"value": share, "ci95": _ends(drawn[:, 0])},
+        "answered": {"value": share, "ci95": interval(drawn[:, 0])},
         "accuracy_answered": {"value": accuracy, "ci95": ends} if given.any() else none,
     }
 
@@ -374,7 +455,7 @@ def audit_leakage(
     return Leakage(len(test), int(same.sum()), int(near.sum()), int((related | near).sum()))
 
 
-def _draw(
+def draw_statistics(
     statistic: Callable[[npt.NDArray[Any], npt.NDArray[Any]], FloatArray],
     y: npt.ArrayLike,
     p: npt.ArrayLike,
@@ -383,24 +464,83 @@ def _draw(
     seed: int,
 ) -> FloatArray:
     """Return ``(n, M)``: the M statistics of n draws of whole clusters; NaN with a single cluster."""
-    if n < 1:
-        raise UsageError(f"n {n} draws give no interval; use 1000 or so")
     true, said = np.asarray(y), np.asarray(p)
-    names, group = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
+    group, draws = _draw_clusters(groups, n, seed)
+    if draws is None:
         return np.full((1, len(statistic(true, said))), np.nan)
     order = np.argsort(group, kind="stable")
-    share = np.full(len(names), 1 / len(names))
-    rng = np.random.default_rng(seed)
     values = []
-    for _ in range(n):
-        times = rng.multinomial(len(names), share)
+    for times in draws:
         rows = np.repeat(order, times[group[order]])
         values.append(statistic(true[rows], said[rows]))
     return np.stack(values)
 
 
-def _ends(values: FloatArray) -> list[float] | None:
+def draw_metric(
+    metrics: Metrics,
+    name: str,
+    y: npt.ArrayLike,
+    p: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    n: int,
+    seed: int,
+) -> FloatArray:
+    """Return one metric ``(n,)`` of the draws of `draw_statistics`; NaN likewise.
+
+    The same seed draws the same clusters, so that two such rows can be subtracted.
+    """
+    return _draw_metrics(metrics, y, p, groups, n, seed)[name]
+
+
+def _draw_metrics(
+    metrics: Metrics, y: npt.ArrayLike, p: npt.ArrayLike, groups: npt.ArrayLike, n: int, seed: int
+) -> dict[str, FloatArray]:
+    """Return each metric ``(n,)`` of the draws of `draw_statistics`; NaN likewise."""
+    true, said = np.asarray(y), np.asarray(p)
+    if isinstance(metrics, SummedMetrics):
+        return metrics.score(draw_sums(metrics.count(true, said), groups, n, seed))
+    names = list(metrics(true, said))
+    if isinstance(metrics, WeighedMetrics):
+        score = metrics.weigh(true, said)
+        group, draws = _draw_clusters(groups, n, seed)
+        if draws is None:
+            return dict.fromkeys(names, np.full(1, np.nan))
+        drawn = np.array([list(score(times[group]).values()) for times in draws])
+    else:
+        drawn = draw_statistics(lambda a, b: np.array(list(metrics(a, b).values())), y, p, groups, n, seed)
+    return dict(zip(names, drawn.T, strict=True))
+
+
+def draw_sums(counts: FloatArray, groups: npt.ArrayLike, n: int, seed: int) -> FloatArray:
+    """Return ``(n, K)``: sums of counts ``(N, K)`` in the draws of `draw_statistics`; NaN likewise."""
+    group, draws = _draw_clusters(groups, n, seed)
+    if draws is None:
+        return np.full((1, counts.shape[1]), np.nan)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    by_cluster = np.add.reduceat(counts[order], starts, axis=0)
+    return np.stack([times @ by_cluster for times in draws])
+
+
+def _draw_clusters(
+    groups: npt.ArrayLike, n: int, seed: int
+) -> tuple[npt.NDArray[np.int64], Iterator[npt.NDArray[np.int64]] | None]:
+    """Return each row's cluster number and, for n draws, how often each of G clusters is in it ``(G,)``.
+
+    There are no draws with a single cluster.
+    """
+    if n < 1:
+        raise UsageError(f"n {n} draws give no interval; use 1000 or so")
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        return group, None
+    share = np.full(len(names), 1 / len(names))
+    rng = np.random.default_rng(seed)
+    return group, (rng.multinomial(len(names), share) for _ in range(n))
+
+
+def interval(values: FloatArray) -> list[float] | None:
+    """Return the 95% percentile interval of draws ``(n,)``; None where there were none to make."""
     low, high = np.quantile(values, [0.025, 0.975])
     return None if np.isnan(low) else [float(low), float(high)]
 

@@ -1,12 +1,13 @@
 """Fit a head to vectors and labels, and measure it honestly.
 
 `fit_head` chooses the form of the head, its regularisation and its temperature on proteins that it had not
-seen. `train_head` also holds clusters out, scores the head and its baselines on them, and returns the head with
-its card.
+seen. `train_head` also holds clusters out, scores the head and its baselines on them, and returns the head
+with its card.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -16,16 +17,31 @@ import numpy.typing as npt
 import torch
 
 from bioxfer import __version__
+from bioxfer.alignment import align_to_training
 from bioxfer.clusters import homology_split
+from bioxfer.conformal import ConformalScores
 from bioxfer.errors import LabelError, UsageError
-from bioxfer.evaluate import composition, dipeptides, score_answers, score_gain, score_predictions
+from bioxfer.evaluate import composition, dipeptides, score_answers, score_beside, score_gain
 from bioxfer.families import FamilyMemory
 from bioxfer.heads import TrainedHead, confidence
+from bioxfer.homology import Method, choose_method
+from bioxfer.honesty import (
+    describe_calibration,
+    describe_classes,
+    describe_nearness,
+    describe_sets,
+    find_warnings,
+    label_by_alignment,
+)
 from bioxfer.selection import FAR_SHARE, Fitted, HeadChoice, check_choice, check_classes, select
-from bioxfer.solvers import build_index, train_setting
-from bioxfer.tasks import UNKNOWN, Regression, Task, task_from_name
+from bioxfer.solvers import Form, build_index
+from bioxfer.tasks import UNKNOWN, Multilabel, Regression, Task, task_from_name
 
 __all__ = ["Fitted", "HeadChoice", "check_options", "fit_head", "train_head"]
+
+log = logging.getLogger("bioxfer")
+
+_WARNINGS_TOLD = 5  # in the log; the card has all
 
 FAMILY_WEIGHTS = (0.1, 0.2, 0.4, 0.8, 1.6)
 """Logits for one standard deviation of votes; 0.6 suited the unscaled enzymes it was first tried on."""
@@ -55,6 +71,7 @@ def train_head(
     backbone_name: str,
     backbone_fingerprint: str,
     head: HeadChoice = "auto",
+    forms: Sequence[Form] | None = None,
     task: str = "auto",
     splits: Sequence[str] | None = None,
     valid: float = 0.15,
@@ -63,6 +80,8 @@ def train_head(
     families: bool = False,
     first: int | None = None,
     folds: int = 5,
+    method: Method = "auto",
+    threads: int | None = None,
     seed: int = 0,
     data_sha256: str = "",
     data_source: str = "",
@@ -78,7 +97,7 @@ def train_head(
     without such rows, by cross-validation inside the training part. A selection part is needed where the
     backbone was trained on the training rows themselves: it is surer of those than of any new protein. The
     validation part is used once: to score what was chosen, and the baselines (majority, composition,
-    dipeptides, nearest neighbour).
+    dipeptides, nearest neighbour by embedding and by alignment).
 
     Parameters
     ----------
@@ -94,6 +113,9 @@ def train_head(
         What made the vectors.
     head, task, folds, seed
         As in `fit_head`.
+    forms : sequence of Form, optional
+        What takes the place of the linear and the mlp form, see `bioxfer.selection.select`; the composition
+        baselines stay linear.
     splits : sequence of str, optional
         ``"train"``, ``"dev"`` or ``"valid"`` for each protein; whole clusters are held out if not given.
     valid : float
@@ -111,6 +133,9 @@ def train_head(
     first : int, optional
         Residues, from the start of each protein, that the vectors represent; the composition baselines then
         see no others. All if not given.
+    method, threads
+        Of the search for the training proteins that held-out ones align with, see
+        `bioxfer.homology.find_links`.
     data_sha256, data_source, licence, intended_use, date : str
         Stated in the card as given; nothing here reads a clock.
     limits : sequence of str
@@ -139,6 +164,7 @@ def train_head(
     whole = task_from_name(task, label)
     named = () if splits is None else [splits[i] for i in usable.tolist()]
     check_options(whole, head=head, abstain=abstain, families=families, dev="dev" in named)
+    finder = choose_method(method)
     if splits is None:
         codes = whole.encode(label)
         check_classes(whole, codes, group, least=2)
@@ -153,7 +179,9 @@ def train_head(
     chosen_task = whole.restrict([label[i] for i in known.tolist()])
     y = chosen_task.encode(label)
 
-    def fit_part(values: Floats, choice: HeadChoice, n_folds: int) -> Fitted:
+    def fit_part(
+        values: Floats, choice: HeadChoice, n_folds: int, forms: Sequence[Form] | None = None
+    ) -> Fitted:
         part = [names[i] for i in known.tolist()]
         return select(
             values[known],
@@ -162,12 +190,14 @@ def train_head(
             group[known],
             chosen_task,
             head=choice,
+            forms=forms,
             dev=side[known] == "dev",
             folds=n_folds,
             seed=seed,
         )
 
-    fitted = fit_part(x, head, folds)
+    fitted = fit_part(x, head, folds, forms)
+    chosen_task = fitted.task  # which knows what was chosen out of fold, such as a threshold
     outputs = fitted.outputs(x[held])
     seen = [protein[:first] for protein in proteins]
     memory: FamilyMemory | None = None
@@ -190,15 +220,43 @@ def train_head(
     threshold = 0.0 if abstain is None else _find_threshold(fitted, abstain)
     predicted = chosen_task.predict(outputs)
     neighbour, similarity = fitted.index.search(x[held])
+    learnt = [proteins[i] for i in train.tolist()]
+    aligned = align_to_training([proteins[i] for i in held.tolist()], learnt, method=finder, threads=threads)
+    read = aligned  # as the baselines do: of first residues alone, if the head sees no others
+    if first is not None:
+        part = [seen[i] for i in held.tolist()], [seen[i] for i in train.tolist()]
+        read = align_to_training(*part, method=finder, threads=threads)
     others = {
-        "majority": np.full(len(held), chosen_task.constant(y[train])),
+        "majority": np.repeat(np.asarray(chosen_task.constant(y[train]))[None], len(held), axis=0),
         "nearest": y[train][neighbour[:, 0]],
+        "alignment": label_by_alignment(chosen_task, read, y[train]),
     }
+    judges: dict[str, Task] = {}
     for baseline, table in (("composition", composition(seen)), ("dipeptides", dipeptides(seen))):
         linear = fit_part(table, "linear", min(folds, 3))
         others[baseline] = chosen_task.predict(linear.outputs(table[held]))
+        judges[baseline] = linear.task
+    metrics, baselines = score_beside(
+        chosen_task.metrics,
+        chosen_task.main_metric,
+        y[held],
+        predicted,
+        {name: (judges.get(name, chosen_task).metrics, said) for name, said in others.items()},
+        group[held],
+        seed=seed,
+    )
     judge = "dev, by the fit on train" if len(dev) else "out-of-fold outputs of the training part"
     parts = {"train": train, **({"dev": dev} if len(dev) else {}), "valid": held}
+    told: dict[str, Any] = {"temperature": fitted.temperature, "fitted_on": judge, "seed": seed}
+    classes = describe_classes(chosen_task, y, predicted, group, train=train, held=held, seed=seed)
+    warnings = find_warnings(classes, valid_clusters=len(np.unique(group[held])))
+    for warning in warnings[:_WARNINGS_TOLD]:
+        log.warning("%s", warning)
+    if len(warnings) > _WARNINGS_TOLD:
+        log.warning("%d more warnings are in the card", len(warnings) - _WARNINGS_TOLD)
+    conformal = ConformalScores.fit(
+        fitted.task.nonconformity(fitted.out_of_fold, fitted.targets, temperature=fitted.temperature)
+    )
     card = {
         "name": name,
         "task": chosen_task.name,
@@ -241,14 +299,15 @@ def train_head(
             "pool": pool,
             **({} if first is None else {"first": first}),
         },
-        "metrics": score_predictions(chosen_task.metrics, y[held], predicted, group[held], seed=seed),
-        "baselines": _score_baselines(chosen_task, y[held], predicted, others, group[held], seed),
-        "calibration": {
-            "temperature": fitted.temperature,
-            "fitted_on": judge,
-            "ece_before": chosen_task.calibration_error(outputs, y[held]),
-            "ece_after": chosen_task.calibration_error(outputs, y[held], temperature=fitted.temperature),
-        },
+        "metrics": metrics,
+        "baselines": baselines,
+        "by_identity": describe_nearness(
+            chosen_task, aligned, y[held], predicted, group[held], method=finder, seed=seed
+        ),
+        "classes": classes,
+        "warnings": warnings,
+        "calibration": describe_calibration(fitted.task, outputs, y[held], group[held], **told),
+        "conformal": describe_sets(fitted.task, conformal, outputs, y[held], group[held], **told),
         "domain": _describe_domain(fitted, similarity[:, 0], y[held], predicted),
         "intervals": "95%, 1000 bootstrap draws of whole homology clusters",
         "versions": {"bioxfer": __version__, "numpy": np.__version__, "torch": torch.__version__},
@@ -267,11 +326,17 @@ def train_head(
         }
     if described:
         card["families"] = described
+    if isinstance(fitted.task, Multilabel):
+        card["decision"] = {
+            "said_from": fitted.task.said_from(fitted.temperature),
+            "rule": "labels whose calibrated probability is at least this, and the likeliest in any case",
+            "chosen_by": f"Fmax on {judge}",
+        }
     if isinstance(fitted.task, Regression):
         card["uncertainty"] = _describe_uncertainty(fitted, fitted.task, outputs, y[held], judge)
     tensors, index = fitted.tensors, fitted.index
     if refit:
-        tensors = train_setting(fitted.kind, x, y, chosen_task, seed, fitted.setting)
+        tensors = fitted.refit(x, y, seed=seed)
         index = build_index(x, y, names, far=index.far)
         if memory is not None:
             memory = FamilyMemory.fit(seen, y, group, n_outputs=memory.n_outputs, weight=memory.weight)
@@ -290,6 +355,7 @@ def train_head(
         threshold=threshold,
         first=first,
         families=memory,
+        conformal=conformal,
     )
 
 
@@ -346,7 +412,7 @@ def fit_head(
         Form of the head: linear; the average of a few networks with one hidden layer; the votes of the
         nearest training proteins; a mixture of the better network and these votes. ``auto`` takes the one
         with the least out-of-fold loss.
-    task : {"auto", "multiclass", "regression"}
+    task : {"auto", "multiclass", "multilabel", "regression"}
         See `bioxfer.tasks.task_from_name`.
     folds : int
         Folds of the cross-validation, fewer where there are fewer clusters.
@@ -375,26 +441,6 @@ def fit_head(
     chosen_task = task_from_name(task, labels)
     y = chosen_task.encode(labels)
     return select(x, y, names, group, chosen_task, head=head, folds=folds, seed=seed)
-
-
-def _score_baselines(
-    task: Task,
-    y: npt.NDArray[Any],
-    predicted: npt.NDArray[Any],
-    others: Mapping[str, npt.NDArray[Any]],
-    group: npt.NDArray[Any],
-    seed: int,
-) -> dict[str, Any]:
-    """Score each baseline as the head is scored, and the head's gain over it."""
-    return {
-        name: {
-            "metrics": score_predictions(task.metrics, y, said, group, seed=seed),
-            "head_minus_baseline": score_gain(
-                task.metrics, task.main_metric, y, predicted, said, group, seed=seed
-            ),
-        }
-        for name, said in others.items()
-    }
 
 
 def _sides(side: npt.NDArray[np.str_]) -> tuple[Places, Places, Places]:
@@ -433,7 +479,7 @@ def check_options(task: Task, *, head: HeadChoice, abstain: float | None, famili
 
     Parameters
     ----------
-    task : Multiclass or Regression
+    task : Multiclass, Multilabel or Regression
         What is to be predicted.
     head, abstain, families
         As in `train_head`.
@@ -453,6 +499,8 @@ def check_options(task: Task, *, head: HeadChoice, abstain: float | None, famili
         _check_abstain(abstain, task)
     if families and isinstance(task, Regression):
         raise UsageError("families have labels, and a regression has none; leave families out")
+    if families and isinstance(task, Multilabel):
+        raise UsageError("a family has one label, and a multilabel head says several; leave families out")
     if families and not dev:
         raise UsageError("how much families count is chosen on rows of the split dev, and there are none")
 
@@ -473,6 +521,8 @@ def _check_abstain(share: float, task: Task) -> None:
         raise UsageError(f"abstain {share} is not between 0 and 1; give a small share such as 0.05")
     if not task.labels:
         raise UsageError(f"a {task.name} has no classes to abstain from; leave abstain out")
+    if isinstance(task, Multilabel):
+        raise UsageError("a multilabel head is unsure of each label apart; leave abstain out")
     if UNKNOWN in task.labels:
         raise LabelError(
             f"a class is called {UNKNOWN!r}, as an abstaining head's answer is; rename the class"

@@ -250,7 +250,14 @@ def check_number(header: Mapping[str, Any], key: str) -> None:
         raise DamageError(f"{key} {header.get(key)!r} is not a finite number")
 
 
-def check_tensors(tensors: Tensors, own: Shapes, *, outputs: int, types: Mapping[str, str]) -> dict[str, int]:
+def check_tensors(
+    tensors: Tensors,
+    own: Shapes,
+    *,
+    outputs: int,
+    types: Mapping[str, str],
+    targets: tuple[str, ...] = ("M",),
+) -> dict[str, int]:
     """Refuse tensors that are missing, foreign, not finite, or of shapes or types that do not fit.
 
     Parameters
@@ -263,6 +270,8 @@ def check_tensors(tensors: Tensors, own: Shapes, *, outputs: int, types: Mapping
         Size of the axis ``C``.
     types : mapping of str to str
         numpy's letter for the type of the file's tensors that hold no floats, beside the ids.
+    targets : tuple of str, optional
+        Axes of the training proteins' encoded labels.
 
     Returns
     -------
@@ -275,6 +284,7 @@ def check_tensors(tensors: Tensors, own: Shapes, *, outputs: int, types: Mapping
         With the tensor's name.
     """
     shapes = {f"head.{name}": axes for name, axes in own.items()} | dict(_INDEX_SHAPES)
+    shapes["index.targets"] = targets
     if set(tensors) != set(shapes):
         wrong = ", ".join(sorted(set(tensors) ^ set(shapes)))
         raise DamageError(f"tensors are missing or foreign: {wrong}")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bioxfer.attention import AttentionPool
+from bioxfer.conformal import ConformalScores
 from bioxfer.errors import FingerprintError, HeadFileError, UsageError
 from bioxfer.families import FamilyMemory
 from bioxfer.headfile import (
@@ -27,7 +29,7 @@ from bioxfer.headfile import (
     save_head_file,
 )
 from bioxfer.neighbours import Neighbour, NeighbourIndex, unit_rows
-from bioxfer.tasks import Decision, Task, task_from_dict
+from bioxfer.tasks import Decision, Multilabel, Task, task_from_dict
 
 if TYPE_CHECKING:
     from bioxfer.backbones import Backbone
@@ -72,7 +74,7 @@ class TrainedHead:
     ----------
     name : str
         Stem of the output's column names.
-    task : Multiclass or Regression
+    task : Multiclass, Multilabel or Regression
         What it predicts.
     kind : {"linear", "mlp", "nearest", "blend"}
         Its form.
@@ -96,6 +98,10 @@ class TrainedHead:
         The head reads that many residues of each protein, from its start; the whole protein if not given.
     families : FamilyMemory, optional
         What the words of a protein say about its label; its evidence is added to the logits.
+    conformal : ConformalScores, optional
+        How little true labels fitted proteins that the head was not fitted on; `predict_sets` needs them.
+    attention : AttentionPool, optional
+        Makes, of a protein's residues, what the head reads behind the pooled vector; see `join`.
     """
 
     name: str
@@ -112,9 +118,12 @@ class TrainedHead:
     threshold: float = 0.0
     first: int | None = None
     families: FamilyMemory | None = None
+    conformal: ConformalScores | None = None
+    attention: AttentionPool | None = None
 
     def __repr__(self) -> str:
-        part = "" if self.first is None else f", first {self.first} residues"
+        part = "" if self.attention is None else " and light attention"
+        part += "" if self.first is None else f", first {self.first} residues"
         return (
             f"<TrainedHead {self.name}: {self.task.name}, {self.kind} on {self.backbone} "
             f"layer {self.layer} {self.pool}{part}, {len(self.index.ids)} training proteins>"
@@ -129,6 +138,31 @@ class TrainedHead:
     def n_features(self) -> int:
         """Width F of the vectors it reads."""
         return int(self.index.projection.shape[1])
+
+    def join(self, vector: npt.NDArray[Any], residues: npt.NDArray[Any] | None = None) -> Vectors:
+        """Make what the head reads of one protein: of most heads the pooled vector as it is.
+
+        Parameters
+        ----------
+        vector : ndarray (D,)
+            As `pool` says.
+        residues : ndarray (L, D), optional
+            Those that were pooled, which a head with light attention reads too.
+
+        Returns
+        -------
+        ndarray (F,)
+
+        Raises
+        ------
+        UsageError
+            The head has light attention, and no residues were given.
+        FingerprintError
+            The residues have another width than those it was trained on.
+        """
+        if self.attention is None:
+            return np.asarray(vector, dtype=np.float32)
+        return self.attention.extend(vector, residues)
 
     def logits(self, features: npt.NDArray[Any], sequences: Sequence[str] | None = None) -> Vectors:
         """Run the head.
@@ -176,6 +210,42 @@ class TrainedHead:
         return self.task.decode(
             outputs, temperature=self.temperature, refused=self._refuses(outputs, features)
         )
+
+    def predict_sets(
+        self,
+        features: npt.NDArray[Any],
+        sequences: Sequence[str] | None = None,
+        *,
+        coverage: float = 0.9,
+    ) -> list[list[str]]:
+        """Return for each protein the labels among which the true one is, as often as asked.
+
+        Parameters
+        ----------
+        features, sequences
+            See `logits`.
+        coverage : float, optional
+            Share of proteins like the training data whose set shall hold the truth; see `bioxfer.conformal`.
+
+        Returns
+        -------
+        list of list of str
+            Labels, likeliest first; of a number its least and largest value; nothing for rows of NaN. With
+            too few proteins to tell from, all labels, or ``-inf`` to ``inf``.
+
+        Raises
+        ------
+        UsageError
+            The head has no conformal scores, or the coverage is not between 0 and 1.
+        """
+        if self.conformal is None:
+            raise UsageError(
+                f"head {self.name!r} keeps no conformal scores to make label sets from; train it anew with "
+                "this version, or leave coverage out"
+            )
+        level = self.conformal.level(coverage)
+        outputs = self.logits(features, sequences)
+        return self.task.sets(outputs, level=level, temperature=self.temperature)
 
     def refused(
         self, features: npt.NDArray[Any], sequences: Sequence[str] | None = None
@@ -235,8 +305,14 @@ class TrainedHead:
             extra["threshold"] = self.threshold
         if self.first is not None:
             extra["first"] = self.first
-        more = {} if self.families is None else self.families.to_tensors()
-        save_head_file(self, path, extra=extra, more={f"families.{n}": t for n, t in more.items()})
+        more: dict[str, npt.NDArray[Any]] = {}
+        if self.families is not None:
+            more |= {f"families.{n}": t for n, t in self.families.to_tensors().items()}
+        if self.conformal is not None:
+            more |= {f"conformal.{n}": t for n, t in self.conformal.to_tensors().items()}
+        if self.attention is not None:
+            more |= {f"attention.{n}": t for n, t in self.attention.to_tensors().items()}
+        save_head_file(self, path, extra=extra, more=more)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainedHead:
@@ -267,7 +343,8 @@ class TrainedHead:
         if vectors.ndim != 2 or vectors.shape[1] != self.n_features:
             raise FingerprintError(
                 f"head {self.name!r} reads vectors of width {self.n_features} ({self.backbone}, layer "
-                f"{self.layer}, {self.pool}) and cannot read an array of shape {vectors.shape}"
+                f"{self.layer}, {self.pool}{'' if self.attention is None else ' and light attention'}) and "
+                f"cannot read an array of shape {vectors.shape}"
             )
         return vectors
 
@@ -344,25 +421,48 @@ def _parse(data: bytes) -> TrainedHead:
     if kind == "mlp" and all(t.ndim < 3 for t in tensors.values()):
         # bioxfer 0.1.0 wrote a single member without its axis
         tensors |= {f"head.{n}": tensors[f"head.{n}"][None] for n in _MLP if f"head.{n}" in tensors}
-    memory = {n.removeprefix("families."): t for n, t in tensors.items() if n.startswith("families.")}
-    tensors = {name: t for name, t in tensors.items() if not name.startswith("families.")}
+    tensors, memory = _take(tensors, "families.")
+    tensors, scores = _take(tensors, "conformal.")
+    tensors, pooling = _take(tensors, "attention.")
     _check_tensors(kind, task, tensors)
     try:
         families = FamilyMemory.from_tensors(memory, n_outputs=task.n_outputs) if memory else None
+        conformal = ConformalScores.from_tensors(scores) if scores else None
+        attention = AttentionPool.from_tensors(pooling) if pooling else None
     except HeadFileError as error:
         raise DamageError(str(error)) from error
+    width = tensors["index.projection"].shape[1]
+    if attention is not None and attention.n_features >= width:
+        raise DamageError(f"{attention.n_features} numbers of light attention do not fit vectors of {width}")
     if families is not None and not task.labels:
         raise DamageError("families have labels, and this head predicts a number")
+    if families is not None and isinstance(task, Multilabel):
+        raise DamageError("families have one label each, and this head predicts several")
     return TrainedHead(
-        task=task, threshold=threshold, first=first, families=families, **parse_parts(header, tensors)
+        task=task,
+        threshold=threshold,
+        first=first,
+        families=families,
+        conformal=conformal,
+        attention=attention,
+        **parse_parts(header, tensors),
     )
+
+
+def _take(tensors: Tensors, prefix: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """Part tensors from those whose names begin with a prefix, which these lose."""
+    taken = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return {name: t for name, t in tensors.items() if not name.startswith(prefix)}, taken
 
 
 def _check_tensors(kind: HeadKind, task: Task, tensors: Tensors) -> None:
     own = _KINDS[kind][-1 if "head.weight_in" in tensors else 0]
     types = {"head.neighbours": "i", "index.targets": task.target_kind}
-    check_tensors(tensors, own, outputs=task.n_outputs, types=types)
+    axes = ("M", "C") if isinstance(task, Multilabel) else ("M",)
+    check_tensors(tensors, own, outputs=task.n_outputs, types=types, targets=axes)
     targets = tensors["index.targets"]
+    if isinstance(task, Multilabel) and not np.isin(targets, (0, 1)).all():
+        raise DamageError("training labels are neither there nor not there")
     if task.target_kind == "i" and not (targets.min() >= 0 and targets.max() < task.n_outputs):
         raise DamageError(f"training labels lie outside the {task.n_outputs} classes")
     if "neighbours" in own and tensors["head.neighbours"] < 1:

@@ -46,7 +46,7 @@ class NeighbourIndex:
     ----------
     ids : tuple of str
         M training ids.
-    targets : ndarray (M,)
+    targets : ndarray (M,) or (M, C)
         Encoded labels.
     vectors : ndarray (M, d)
         Unit vectors, float16.

@@ -6,17 +6,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal
 
 from bioxfer.backbones import Backbone, list_backbones, load_backbone
 from bioxfer.cache import EmbeddingCache
@@ -29,15 +25,13 @@ from bioxfer.embedding import (
     is_file,
     make_engine,
 )
-from bioxfer.engine import Vector
 from bioxfer.errors import UnknownModelError, UsageError
-from bioxfer.heads import TrainedHead
 from bioxfer.io import OnDuplicate
 from bioxfer.output import TableWriter, is_stream
 from bioxfer.relay import behind
-from bioxfer.residues import ResidueHead, label_residues, read_head
+from bioxfer.residues import ResidueHead, read_head
+from bioxfer.rows import Head, check_sets, columns_of, first_of, long_rows, reads_residues, wide_rows
 from bioxfer.sequences import OnInvalid, SequenceRecord
-from bioxfer.tasks import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +55,6 @@ _ROWS_AT_ONCE = 512  # proteins that a head sees together
 _MATRICES_AT_ONCE = 32  # the same where each brings all its residues along
 
 Shape = Literal["wide", "long"]
-Head: TypeAlias = TrainedHead | ResidueHead
 
 
 def list_heads() -> list[str]:
@@ -153,6 +146,7 @@ def predict_rows(
     *,
     shape: Shape = "wide",
     probabilities: bool = False,
+    coverage: float | None = None,
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
@@ -180,6 +174,10 @@ def predict_rows(
     probabilities : bool, optional
         Whether a wide table has one column per class, which an abstaining head fills
         even where it says ``unknown``. Heads for residues add none.
+    coverage : float, optional
+        Add to a wide table, for each head, the labels among which the true one is in
+        this share of proteins like the training data, joined by ``;``, or of a number
+        its least and largest value; see `bioxfer.conformal`.
     long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
         See `embed_records`.
     statuses : Counter, optional
@@ -200,13 +198,20 @@ def predict_rows(
     FingerprintError
         If a head was trained on another backbone.
     UsageError
-        If the heads' names lead to two columns of one name.
+        If the heads' names lead to two columns of one name, or a head cannot make label
+        sets and a coverage is given.
     """
+    if coverage is not None:
+        if shape == "long":
+            raise UsageError(
+                "a long table has no column for label sets; leave coverage out, or ask for a wide one"
+            )
+        check_sets(heads, coverage)
     for head in heads:
         head.check_backbone(backbone)
     by_residue = any(isinstance(head, ResidueHead) for head in heads)
     if shape == "wide":
-        columns = [*_STEM, *(c for head in heads for c in _columns(head, probabilities))]
+        columns = [*_STEM, *(c for head in heads for c in columns_of(head, probabilities, coverage))]
     else:
         place = ["position", "residue"] if by_residue else []
         columns = [*_STEM, "head", *place, "rank", "label", "score"]
@@ -218,14 +223,15 @@ def predict_rows(
                 "run them one at a time, or ask for the long format"
             )
     # The longest reading speaks for the record; the others are made of the rows it gives.
-    wanted = {_first(head) for head in heads}
+    wanted = {first_of(head) for head in heads}
+    by_matrix = {first_of(head) for head in heads if reads_residues(head)}
     longest = None if None in wanted else max(n for n in wanted if n is not None)
     embedded = embed_records(
         records,
         backbone,
         layer=heads[0].layer,
         pools=_pools(heads, longest),
-        per_residue=by_residue,  # costs memory, and room in the cache
+        per_residue=longest in by_matrix,  # costs memory, and room in the cache
         first=longest,
         long=long,
         on_invalid=on_invalid,
@@ -241,13 +247,14 @@ def predict_rows(
             backbone,
             layer=heads[0].layer,
             pools=_pools(heads, first),
+            per_residue=first in by_matrix,
             batch_tokens=batch_tokens,
             cache=cache,
             fp32=fp32,
         )
         for first in sorted(n for n in wanted - {longest} if n is not None)
     }
-    at_once = min(_ROWS_AT_ONCE, _MATRICES_AT_ONCE) if by_residue else _ROWS_AT_ONCE
+    at_once = min(_ROWS_AT_ONCE, _MATRICES_AT_ONCE) if by_matrix else _ROWS_AT_ONCE
 
     def rows() -> Iterator[list[object]]:
         while some := list(islice(embedded, at_once)):
@@ -258,16 +265,11 @@ def predict_rows(
                 readings[first] = embed_first(some, engine, first=first, long=long)
                 _note_messages(some, readings[first], first)
             if shape == "wide":
-                yield from _wide_rows(some, heads, readings, probabilities)
+                yield from wide_rows(some, heads, readings, probabilities, coverage)
             else:
-                yield from _long_rows(some, heads, readings, by_residue)
+                yield from long_rows(some, heads, readings, by_residue)
 
     return columns, rows()
-
-
-def _first(head: Head) -> int | None:
-    """Say how many residues a head reads; None is all."""
-    return head.first if isinstance(head, TrainedHead) else None
 
 
 def _note_messages(some: Sequence[EmbeddedRecord], again: Sequence[EmbeddedRecord], first: int) -> None:
@@ -278,132 +280,7 @@ def _note_messages(some: Sequence[EmbeddedRecord], again: Sequence[EmbeddedRecor
 
 
 def _pools(heads: Sequence[Head], first: int | None) -> list[str]:
-    return [head.pool for head in heads if _first(head) == first]
-
-
-def _columns(head: Head, probabilities: bool) -> list[str]:
-    by_class = probabilities and isinstance(head, TrainedHead)
-    classes = [f"{head.name}_p_{label}" for label in head.labels] if by_class else []
-    return [head.name, f"{head.name}_score", f"{head.name}_nearest", f"{head.name}_flag", *classes]
-
-
-def _wide_rows(
-    some: Sequence[EmbeddedRecord],
-    heads: Sequence[Head],
-    readings: Mapping[int | None, Sequence[EmbeddedRecord]],
-    probabilities: bool,
-) -> Iterator[list[object]]:
-    table: list[list[object]] = [[e.record.id, e.length, e.status, e.message] for e in some]
-    for head in heads:
-        blank: list[object] = [None] * len(_columns(head, probabilities))
-        places, features = _features(readings[_first(head)], head)
-        if isinstance(head, ResidueHead):
-            judged = _judge_residues(head, [some[place] for place in places], features)
-        else:
-            judged = _judge(head, features, [some[place].sequence for place in places], probabilities)
-        cells = dict(zip(places, judged, strict=True))
-        for place, row in enumerate(table):
-            row.extend(cells.get(place, blank))
-    yield from table
-
-
-def _judge(
-    head: TrainedHead, features: Vector, sequences: list[str], probabilities: bool
-) -> Iterator[list[object]]:
-    if not len(features):  # no row has a vector, and their width is not known
-        return
-    chances = head.predict_proba(features, sequences) if probabilities else np.empty((len(features), 0))
-    decisions = head.predict(features, sequences)
-    for decision, neighbour, row in zip(decisions, head.nearest(features), chances, strict=True):
-        yield [
-            decision.label,
-            _number(decision.score),
-            f"{neighbour.id} {neighbour.similarity:.3f}",
-            head.flag(neighbour.similarity),
-            *map(_number, row),
-        ]
-
-
-def _judge_residues(
-    head: ResidueHead, some: Sequence[EmbeddedRecord], features: Vector
-) -> Iterator[list[object]]:
-    if not len(features):
-        return
-    for e, neighbour in zip(some, head.nearest(features), strict=True):
-        label, chances = _label(e, head)
-        yield [
-            label,
-            _number(float(chances.mean())),
-            f"{neighbour.id} {neighbour.similarity:.3f}",
-            head.flag(neighbour.similarity),
-        ]
-
-
-def _label(e: EmbeddedRecord, head: ResidueHead) -> tuple[str, npt.NDArray[np.float64]]:
-    if e.residues is None:
-        raise ValueError(f"record {e.record.id!r} was embedded without its residues")
-    return label_residues(head, e.residues, e.length)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 4)
-
-
-def _long_rows(
-    some: Sequence[EmbeddedRecord],
-    heads: Sequence[Head],
-    readings: Mapping[int | None, Sequence[EmbeddedRecord]],
-    by_residue: bool,
-) -> Iterator[list[object]]:
-    ranked = [_ranked(some, readings, head) if isinstance(head, TrainedHead) else {} for head in heads]
-    nowhere: list[object] = [None, None] if by_residue else []
-    for place, e in enumerate(some):
-        stem: list[object] = [e.record.id, e.length, e.status, e.message]
-        for head, answer in zip(heads, ranked, strict=True):
-            if isinstance(head, ResidueHead) and e.residues is not None:
-                label, chances = _label(e, head)
-                scores = [*map(_number, chances.tolist()), *[None] * (len(label) - len(chances))]
-                for position, row in enumerate(zip(e.sequence, label, scores, strict=True), start=1):
-                    residue, character, score = row
-                    yield [*stem, head.name, position, residue, None, character, score]
-                continue
-            for rank, said, score in answer.get(place, [(None, None, None)]):
-                yield [*stem, head.name, *nowhere, rank, said, score]
-
-
-def _ranked(
-    some: Sequence[EmbeddedRecord],
-    readings: Mapping[int | None, Sequence[EmbeddedRecord]],
-    head: TrainedHead,
-) -> dict[int, list[tuple[int | None, str | None, float | None]]]:
-    """Give each record that has a vector its classes, likeliest first, or its one number.
-
-    Where the head refuses to answer, ``unknown`` stands before them, at rank 0 and without a score, as it is
-    no class and has no probability.
-    """
-    places, features = _features(readings[head.first], head)
-    if not places:
-        return {}
-    sequences = [some[place].sequence for place in places]
-    if not head.labels:
-        return {p: [(1, d.label, None)] for p, d in zip(places, head.predict(features), strict=True)}
-    refused = head.refused(features, sequences).tolist()
-    return {
-        place: [
-            *([(0, UNKNOWN, None)] if no else []),
-            *(
-                (rank, head.labels[number], _number(chances[number]))
-                for rank, number in enumerate(np.argsort(-chances, kind="stable").tolist(), start=1)
-            ),
-        ]
-        for place, chances, no in zip(places, head.predict_proba(features, sequences), refused, strict=True)
-    }
-
-
-def _features(some: Sequence[EmbeddedRecord], head: Head) -> tuple[list[int], Vector]:
-    vectors = [(place, e.vector(head.pool)) for place, e in enumerate(some)]
-    there = [(place, vector) for place, vector in vectors if vector is not None]
-    return [place for place, _ in there], np.array([vector for _, vector in there], dtype=np.float32)
+    return [head.pool for head in heads if first_of(head) == first]
 
 
 def predict(
@@ -413,6 +290,7 @@ def predict(
     model: str | os.PathLike[str] | Backbone | None = None,
     shape: Shape = "wide",
     probabilities: bool = False,
+    coverage: float | None = None,
     precision: str = "fp32",
     device: str = "cpu",
     threads: int | None = None,
@@ -442,6 +320,8 @@ def predict(
     probabilities : bool, optional
         Whether to add one column per class to a wide table, except for heads for
         residues; an abstaining head fills them even where it says ``unknown``.
+    coverage : float, optional
+        Add ``<head>_set``, or ``<head>_low`` and ``<head>_high``, see `predict_rows`.
     precision, device, threads, offline
         How to load the backbone, see `load_backbone`.
     batch_tokens, long, on_invalid, degap, cache
@@ -489,6 +369,7 @@ def predict(
         backbone,
         shape=shape,
         probabilities=probabilities,
+        coverage=coverage,
         long=long,
         on_invalid=on_invalid,
         degap=degap,
@@ -508,6 +389,7 @@ def write_predictions(
     *,
     shape: Shape = "wide",
     probabilities: bool = False,
+    coverage: float | None = None,
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
@@ -527,7 +409,9 @@ def write_predictions(
         What `iter_sequences` yields; read as they are needed.
     out : path
         The table, its format told by its suffix; ``-`` is standard output.
-    heads, backbone, shape, probabilities, long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
+    heads, backbone, shape, probabilities, coverage
+        See `predict_rows`.
+    long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
         See `predict_rows`.
     excel_safe, overwrite : bool, optional
         See `TableWriter`.
@@ -544,6 +428,7 @@ def write_predictions(
         backbone,
         shape=shape,
         probabilities=probabilities,
+        coverage=coverage,
         long=long,
         on_invalid=on_invalid,
         degap=degap,

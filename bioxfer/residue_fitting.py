@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bioxfer.errors import LabelError, UsageError
-from bioxfer.evaluate import fit_temperature, log_loss
 from bioxfer.heads import NeighbourIndex
-from bioxfer.residues import ResidueClasses, ResidueKind, Tensors, run_residues
+from bioxfer.residue_tasks import ResidueTask, is_resolved
+from bioxfer.residues import ResidueKind, Tensors, run_residues
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ class ResidueSet:
     values : ndarray (T, D)
         Residues as the backbone made them, float16.
     targets : ndarray (T,)
-        Class numbers, -1 where unresolved.
+        Class numbers, -1 where unresolved; or numbers, NaN where unresolved.
     offsets : ndarray (N + 1,)
         Where each protein begins.
     means : ndarray (N, D)
@@ -62,7 +62,7 @@ class ResidueSet:
     ids: list[str]
     sequences: list[str]
     values: npt.NDArray[np.float16]
-    targets: npt.NDArray[np.int8]
+    targets: npt.NDArray[Any]
     offsets: npt.NDArray[np.int64]
     means: Floats
 
@@ -80,8 +80,8 @@ class ResidueSet:
         start = np.repeat(self.offsets[places] - np.cumsum(lengths) + lengths, lengths)
         return np.asarray(start + np.arange(lengths.sum()), dtype=np.int64)
 
-    def targets_of(self, places: Places) -> npt.NDArray[np.int8]:
-        """Return the class numbers of some proteins' residues, protein by protein."""
+    def targets_of(self, places: Places) -> npt.NDArray[Any]:
+        """Return the targets of some proteins' residues, protein by protein."""
         return self.targets[self.rows(places)]
 
     def sequences_of(self, places: Places) -> list[str]:
@@ -95,6 +95,16 @@ class ResidueSet:
             for p in places.tolist()
         ]
         return np.concatenate(parts)
+
+    def resolved(self, places: Places) -> Places:
+        """Return those of some proteins that hold a resolved residue, in their order."""
+        owner = np.repeat(places, self.lengths[places])
+        return places[np.isin(places, owner[is_resolved(self.targets_of(places))])]
+
+    def holding(self, places: Places, target: int) -> Places:
+        """Return those of some proteins that have a residue of this class, in their order."""
+        owner = np.repeat(places, self.lengths[places])
+        return places[np.isin(places, owner[self.targets_of(places) == target])]
 
     def draw(self, places: Places, residues: int, *, seed: int) -> Places:
         """Draw whole proteins of about so many residues in all; all of them if they have fewer."""
@@ -111,6 +121,8 @@ class FittedResidues:
 
     Attributes
     ----------
+    task : ResidueClasses or ResidueValues
+        What was fitted: of numbers, in the units of the training proteins.
     kind : {"linear", "conv"}
         The chosen form.
     setting : dict
@@ -126,6 +138,7 @@ class FittedResidues:
         Every ``kind`` and ``setting`` tried, with its dev ``loss``.
     """
 
+    task: ResidueTask
     kind: ResidueKind
     setting: Setting
     tensors: Tensors
@@ -137,11 +150,9 @@ class FittedResidues:
         """Compute outputs ``(T, C)`` for the residues of some proteins."""
         return data.run(self.kind, self.tensors, places)
 
-    def refit(
-        self, data: ResidueSet, task: ResidueClasses, places: Places, *, seed: int
-    ) -> tuple[Tensors, NeighbourIndex]:
+    def refit(self, data: ResidueSet, places: Places, *, seed: int) -> tuple[Tensors, NeighbourIndex]:
         """Fit the chosen form once more, on these proteins, by as many steps at the same rates."""
-        trained = _train(self.kind, self.setting, data, task, places, None, seed=seed)
+        trained = _train(self.kind, self.setting, data, self.task, places, None, seed=seed)
         return trained.tensors, _index(data, places, far=self.index.far)
 
 
@@ -155,7 +166,7 @@ class _Trained:
 
 def gather_residues(
     rows: Iterable[tuple[str, str, npt.NDArray[Any] | None]],
-    codes: Sequence[npt.NDArray[np.int8]],
+    codes: Sequence[npt.NDArray[Any]],
     *,
     width: int,
 ) -> tuple[ResidueSet, list[int]]:
@@ -167,7 +178,7 @@ def gather_residues(
         N proteins and their residues ``(L, D)``; None if there are none. A truncated protein has fewer rows
         than residues.
     codes : sequence of ndarray
-        Class numbers ``(L,)`` of each.
+        Targets ``(L,)`` of each, as `ResidueSet` has them.
     width : int
         D.
 
@@ -177,7 +188,7 @@ def gather_residues(
         The proteins with a matrix, and their places among the N.
     """
     values = np.empty((sum(map(len, codes)), width), dtype=np.float16)
-    targets = np.full(len(values), -1, dtype=np.int8)
+    targets = np.empty(len(values), dtype=codes[0].dtype if len(codes) else np.int8)
     ids, sequences, offsets, means, kept = [], [], [0], [], []
     for place, (identifier, sequence, matrix) in enumerate(rows):
         if matrix is None or not len(matrix):
@@ -196,7 +207,7 @@ def gather_residues(
 
 
 def fit_residues(
-    data: ResidueSet, task: ResidueClasses, *, head: str = "auto", train: Places, dev: Places, seed: int
+    data: ResidueSet, task: ResidueTask, *, head: str = "auto", train: Places, dev: Places, seed: int
 ) -> FittedResidues:
     """Fit a head for residues on the training proteins, and choose its form on the dev proteins.
 
@@ -207,8 +218,8 @@ def fit_residues(
     ----------
     data : ResidueSet
         All proteins.
-    task : ResidueClasses
-        The classes.
+    task : ResidueClasses or ResidueValues
+        The classes; or numbers, whose units the training proteins tell anew.
     head : {"auto", "linear", "conv"}
         Form of the head.
     train, dev : ndarray
@@ -226,23 +237,30 @@ def fit_residues(
     UsageError
         There is no such form.
     LabelError
-        The training or the dev proteins hold no resolved residue.
+        The training or the dev proteins hold no resolved residue, or the training proteins one number alone.
     """
-    few, few_dev = data.draw(train, PROBE, seed=seed), data.draw(dev, PROBE_DEV, seed=seed)
+    told, told_dev = data.resolved(train), data.resolved(dev)
+    for word, places, some in (("training", train, told), ("dev", dev, told_dev)):
+        if not len(some):
+            raise LabelError(f"{len(places)} {word} proteins hold no resolved residue; mark some of each")
+    task = task.restrict(data.targets_of(train))
+    few, few_dev = data.draw(told, PROBE, seed=seed), data.draw(told_dev, PROBE_DEV, seed=seed)
     tried = [_train(kind, setting, data, task, few, few_dev, seed=seed) for kind, setting in _forms(head)]
     best = min(tried, key=lambda each: each.loss)
     candidates = [{"kind": t.kind, "setting": t.setting, "loss": t.loss} for t in tried]
-    if len(few) < len(train):
+    if len(few) < len(told):
         form = {name: value for name, value in best.setting.items() if name in ("width", "hidden")}
         best = _train(best.kind, form, data, task, train, dev, seed=seed)
     outputs, targets = data.run(best.kind, best.tensors, dev), data.targets_of(dev)
+    known = is_resolved(targets)
     similarity = _index(data, train).search(data.means[dev])[1][:, 0]
     return FittedResidues(
+        task=task,
         kind=best.kind,
         setting=best.setting,
         tensors=best.tensors,
         index=_index(data, train, far=float(np.quantile(similarity, FAR_SHARE))),
-        temperature=fit_temperature(outputs[targets >= 0], targets[targets >= 0]),
+        temperature=task.calibrate(outputs[known], targets[known]),
         candidates=candidates,
     )
 
@@ -278,7 +296,7 @@ def _train(
     kind: ResidueKind,
     form: Setting,
     data: ResidueSet,
-    task: ResidueClasses,
+    task: ResidueTask,
     train: Places,
     dev: Places | None,
     *,
@@ -287,10 +305,7 @@ def _train(
     """Train one form by AdamW; stop where the dev proteins say so, or after ``steps`` of the form."""
     import torch
 
-    resolved = int((data.targets_of(train) >= 0).sum())
-    for word, places in (("training", train), ("dev", dev)):
-        if places is not None and not (data.targets_of(places) >= 0).any():
-            raise LabelError(f"{len(places)} {word} proteins hold no resolved residue; mark some of each")
+    resolved = int(is_resolved(data.targets_of(train)).sum())
     chance = torch.Generator().manual_seed(seed)  # own, so that nobody's global random state moves
     mean, scale = _moments(data, train)
     net = _Net(kind, form, task.n_outputs, mean, scale, chance)
@@ -299,7 +314,7 @@ def _train(
     def step(inputs: tuple[Tensor, Tensor], wanted: Tensor, done: float) -> None:
         for group in solver.param_groups:
             group["lr"] = RATE[kind] * 0.5 * (1 + np.cos(np.pi * done))
-        loss = torch.nn.functional.cross_entropy(net(inputs), wanted, ignore_index=-1)
+        loss = task.loss(net(inputs), wanted)
         solver.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         solver.step()
@@ -316,13 +331,13 @@ def _train(
     best, kept, taken = np.inf, net.tensors(), 0
     chosen = {"batch": batch, "epochs": 0, "steps": 0, "schedule": epochs}
     targets = data.targets_of(dev)
-    known = targets >= 0
+    known = is_resolved(targets)
     for epoch in range(1, epochs + 1):
         for number, (inputs, wanted) in enumerate(_batches(kind, form, data, train, batch, chance)):
             step(inputs, wanted, (epoch - 1 + min(number / steps, 1.0)) / epochs)
             taken += 1
         found = net.tensors()
-        told = log_loss(data.run(kind, found, dev)[known], targets[known])
+        told = task.out_of_sample_loss(data.run(kind, found, dev)[known], targets[known])
         if told < best:
             best, kept = told, found
             chosen |= {"epochs": epoch, "steps": taken}
@@ -338,7 +353,7 @@ class _Net:
         self,
         kind: ResidueKind,
         form: Setting,
-        n_classes: int,
+        n_outputs: int,
         mean: Floats,
         scale: Floats,
         chance: Any,
@@ -349,16 +364,16 @@ class _Net:
         self.centre, self.unit = torch.from_numpy(mean), torch.from_numpy(scale)
         width = len(mean)
         if kind == "linear":
-            self.weights = [torch.zeros(width, n_classes), torch.zeros(n_classes)]
+            self.weights = [torch.zeros(width, n_outputs), torch.zeros(n_outputs)]
         else:
             hidden, self.span = form["hidden"], form["width"]
             first = torch.randn(width, self.span * hidden, generator=chance)
-            last = torch.randn(hidden, n_classes, generator=chance)
+            last = torch.randn(hidden, n_outputs, generator=chance)
             self.weights = [
                 first * (2 / (width * self.span)) ** 0.5,
                 torch.zeros(hidden),
                 last * hidden**-0.5,
-                torch.zeros(n_classes),
+                torch.zeros(n_outputs),
             ]
         for weight in self.weights:
             weight.requires_grad_()
@@ -409,12 +424,13 @@ def _batches(
 
     if kind == "linear":
         rows = data.rows(train)
-        rows = rows[data.targets[rows] >= 0]
+        rows = rows[is_resolved(data.targets[rows])]
         for some in torch.split(torch.randperm(len(rows), generator=chance), batch):
             chosen = np.sort(rows[some.numpy()])  # in order, for the memory's sake
-            classes = torch.from_numpy(data.targets[chosen].astype(np.int64))
-            yield (torch.from_numpy(data.values[chosen]), torch.ones(len(chosen))), classes
+            wanted = torch.from_numpy(data.targets[chosen])
+            yield (torch.from_numpy(data.values[chosen]), torch.ones(len(chosen))), wanted
         return
+    nothing = np.nan if data.targets.dtype.kind == "f" else -1  # what an empty row is asked for
     gap = form["width"] // 2  # empty rows between proteins, so that none sees another
     order = train[torch.randperm(len(train), generator=chance).numpy()]
     lengths = data.lengths[order]
@@ -424,16 +440,16 @@ def _batches(
             continue
         sizes = data.lengths[places] + gap
         values = np.zeros((int(sizes.sum()), data.values.shape[1]), dtype=np.float16)
-        wanted = np.full(len(values), -1, dtype=np.int64)
+        asked = np.full(len(values), nothing, dtype=data.targets.dtype)
         filled = np.zeros(len(values), dtype=np.float32)
         start = 0
         for place, size in zip(places.tolist(), sizes.tolist(), strict=True):
             here = slice(start, start + size - gap)
             there = slice(data.offsets[place], data.offsets[place + 1])
-            values[here], wanted[here], filled[here] = data.values[there], data.targets[there], 1
+            values[here], asked[here], filled[here] = data.values[there], data.targets[there], 1
             start += size
-        if (wanted >= 0).any():
-            yield (torch.from_numpy(values), torch.from_numpy(filled)), torch.from_numpy(wanted)
+        if is_resolved(asked).any():
+            yield (torch.from_numpy(values), torch.from_numpy(filled)), torch.from_numpy(asked)
 
 
 def _moments(data: ResidueSet, places: Places) -> tuple[Floats, Floats]:

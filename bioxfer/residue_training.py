@@ -21,18 +21,24 @@ from bioxfer.cache import EmbeddingCache
 from bioxfer.clusters import cluster_records, homology_split
 from bioxfer.embedding import Long, embed_records, resolve_layer
 from bioxfer.errors import InputError, LabelError, UsageError
-from bioxfer.evaluate import audit_leakage, expected_calibration_error, log_softmax
+from bioxfer.evaluate import audit_leakage, expected_calibration_error
 from bioxfer.homology import Method, choose_method
-from bioxfer.residue_fitting import FAR_SHARE, ResidueSet, check_form, fit_residues, gather_residues
-from bioxfer.residue_scores import ResidueScores, fit_windows, run_windows, score_residue_gain, window_codes
-from bioxfer.residues import ResidueClasses, ResidueHead, look_like_residue_labels
-from bioxfer.sequences import OnInvalid, SequenceRecord, clean_protein
+from bioxfer.residue_fitting import ResidueSet, check_form, fit_residues, gather_residues
+from bioxfer.residue_judging import (
+    describe_calibration,
+    describe_domain,
+    describe_labels,
+    judge,
+    score_baselines,
+)
+from bioxfer.residue_labels import encode_labels
+from bioxfer.residue_tasks import ResidueClasses, ResidueTask, ResidueValues, is_resolved
+from bioxfer.residues import ResidueHead
+from bioxfer.sequences import OnInvalid, SequenceRecord
 
 __all__ = [
-    "are_residue_labels",
     "check_sides",
     "cut_dev",
-    "encode_labels",
     "evaluate_residue_head",
     "keep_sides",
     "train_residue_head",
@@ -41,68 +47,11 @@ __all__ = [
 log = logging.getLogger("bioxfer")
 
 Places = npt.NDArray[np.intp]
-_WINDOW_RESIDUES = 500_000  # that the window baseline is fitted on at most; its 330 weights need no more
-_LIMITS = (
-    "Every residue gets an answer of the trained kind, also one to which the question does not apply.",
-    "Scores are calibrated on proteins like those of the training data; a protein flagged far is not one.",
-)
-
-
-def are_residue_labels(
-    records: Sequence[SequenceRecord], *, on_invalid: OnInvalid = "x", degap: bool = False
-) -> bool:
-    """Tell whether records carry one label character for each residue; see `look_like_residue_labels`."""
-    labels = [record.label or "" for record in records]
-    lengths = [len(clean_protein(r, on_invalid=on_invalid, degap=degap).residues) for r in records]
-    return look_like_residue_labels(labels, lengths)
-
-
-def encode_labels(
-    records: Sequence[SequenceRecord],
-    task: ResidueClasses | None = None,
-    *,
-    on_invalid: OnInvalid = "x",
-    degap: bool = False,
-) -> tuple[ResidueClasses, list[npt.NDArray[np.int8]]]:
-    """Turn labels into class numbers, and check that each is as long as its cleaned protein.
-
-    Parameters
-    ----------
-    records : sequence of SequenceRecord
-        With labels.
-    task : ResidueClasses, optional
-        The classes; those that the labels hold if not given.
-    on_invalid, degap
-        As the proteins will be cleaned, see `bioxfer.embedding.embed_records`.
-
-    Returns
-    -------
-    tuple of ResidueClasses and list of ndarray
-        The task, and ``(L,)`` class numbers for each record, -1 where unresolved.
-
-    Raises
-    ------
-    LabelError
-        A label is missing or not as long as its protein, or holds what is no class.
-    """
-    for record in records:
-        if not record.label:
-            raise LabelError(f"{record.place} has no label; give it one or drop it")
-        clean = clean_protein(record, on_invalid=on_invalid, degap=degap)
-        if not clean.skipped and len(record.label) != len(clean.residues):
-            raise LabelError(
-                f"{record.place}: a label of {len(record.label)} characters does not fit a protein of "
-                f"{len(clean.residues)} residues; give one character for each, ? where it is unresolved"
-            )
-    if task is None:
-        task = ResidueClasses.from_labels([record.label or "" for record in records])
-    codes = []
-    for record in records:
-        try:
-            codes.append(task.encode(record.label or ""))
-        except LabelError as error:
-            raise LabelError(f"{record.place}: {error}") from error
-    return task, codes
+_LIMIT = "Every residue gets an answer of the trained kind, also one to which the question does not apply."
+_LIMITS = {
+    ResidueClasses.name: "Scores are calibrated",
+    ResidueValues.name: "The interval around a number was measured",
+}
 
 
 def train_residue_head(
@@ -110,6 +59,7 @@ def train_residue_head(
     backbone: Backbone,
     *,
     name: str,
+    task: str = ResidueClasses.name,
     head: str = "auto",
     split: Literal["homology", "random", "column"] = "homology",
     identity: float = 0.3,
@@ -138,11 +88,15 @@ def train_residue_head(
     Parameters
     ----------
     records : sequence of SequenceRecord
-        Each label has one character for each residue; ``?``, ``-`` and ``_`` are unresolved.
+        Each label has one character for each residue; ``?``, ``-`` and ``_`` are unresolved. Of numbers it
+        has one for each residue, separated by white space, and ``?``, ``-``, ``_``, ``.``, ``nan`` and ``NA``
+        are unresolved; in a table without any white space each character is a number of one digit.
     backbone : Backbone
         The frozen feature extractor.
     name : str
         Name of the head and stem of its output columns.
+    task : {"residue-class", "residue-regression"}
+        One of some classes for every residue, or a number, fitted by least squares.
     head : {"auto", "linear", "conv"}
         Form of the head; ``auto`` takes the one with the least loss on the dev proteins.
     split : {"homology", "random", "column"}
@@ -171,7 +125,8 @@ def train_residue_head(
     Raises
     ------
     LabelError
-        Labels and proteins do not fit, or a side lacks proteins or a class.
+        Labels and proteins do not fit, a side lacks proteins or a class, or the training proteins have one
+        number alone.
     UsageError
         There is no such form, or a side holds no resolved residue.
     InputError
@@ -182,7 +137,7 @@ def train_residue_head(
     check_form(head)
     if split == "column":
         records = keep_sides(records)
-    task, codes = encode_labels(records, on_invalid=on_invalid, degap=degap)
+    whole, codes = encode_labels(records, task, on_invalid=on_invalid, degap=degap)
     finder = choose_method(cluster_by)
     number = resolve_layer(backbone, layer)
     data, kept = _embed(
@@ -199,29 +154,35 @@ def train_residue_head(
     if not len(dev):
         train, dev = cut_dev(groups, train, seed=seed)
         dev_how = "whole homology clusters, a tenth of the training part"
-    check_sides(task, data, {"training": train, "dev": dev, "validation": held})
-    fitted = fit_residues(data, task, head=head, train=train, dev=dev, seed=seed)
+    check_sides(whole, data, {"training": train, "dev": dev, "validation": held})
+    fitted = fit_residues(data, whole, head=head, train=train, dev=dev, seed=seed)
+    said = fitted.task.calibrate_width(
+        fitted.run(data, dev), data.targets_of(dev), np.repeat(groups[dev], data.lengths[dev])
+    )
     outputs = fitted.run(data, held)
-    judged = _judge(task, data, held, groups[held], outputs, seed=seed)
+    judged = judge(said, data, held, groups[held], outputs)
     similarity = fitted.index.search(data.means[held])[1][:, 0]
+    told = describe_labels(said, judged, data, {"train": train, "dev": dev, "valid": held}, groups, seed=seed)
+    for warning in told["warnings"]:
+        log.warning("%s", warning)
     card: dict[str, Any] = {
         "name": name,
-        "task": task.name,
-        "labels": {
-            label: {
-                part: int((data.targets_of(places) == place).sum())
-                for part, places in (("train", train), ("dev", dev), ("valid", held))
-            }
-            for place, label in enumerate(task.classes)
-        },
+        "task": said.name,
+        **told,
         "intended_use": intended_use or f"Predicting {name} of residues of proteins like the training data.",
-        "limits": [*_LIMITS, *limits],
+        "limits": [
+            _LIMIT,
+            f"{_LIMITS[said.name]} on proteins like those of the training data; a protein flagged far is not "
+            "one.",
+            *limits,
+        ],
         "data": {
             "source": data_source,
             "sha256": data_sha256,
             "licence": licence or "not stated",
             "proteins": len(records),
             "residues": len(data.targets),
+            "unresolved_residues": int((~is_resolved(data.targets)).sum()),
             "left_out_without_vector": len(records) - len(kept),
         },
         "split": {
@@ -252,9 +213,11 @@ def train_residue_head(
             "pool": "mean",
         },
         "metrics": judged.score(seed=seed),
-        "baselines": _score_baselines(task, data, train, held, groups[held], judged, seed),
-        "calibration": _describe_calibration(fitted.temperature, outputs, data.targets_of(held)),
-        "domain": _describe_domain(fitted.index.far, outputs, data, held, similarity),
+        "baselines": score_baselines(said, data, train, held, groups[held], judged, seed=seed),
+        **describe_calibration(said, fitted.temperature, data, held, groups[held], outputs, seed=seed),
+        "domain": describe_domain(
+            said, data, held, groups[held], outputs, similarity=similarity, far_below=fitted.index.far
+        ),
         "intervals": "95%, 1000 bootstrap draws of whole homology clusters",
         "versions": {"bioxfer": __version__, "numpy": np.__version__, "torch": torch.__version__},
         "seed": seed,
@@ -270,10 +233,10 @@ def train_residue_head(
         ).to_dict()
     tensors, index = fitted.tensors, fitted.index
     if refit:
-        tensors, index = fitted.refit(data, task, np.arange(len(data)), seed=seed)
+        tensors, index = fitted.refit(data, np.arange(len(data)), seed=seed)
     return ResidueHead(
         name=name,
-        task=task,
+        task=said,
         kind=fitted.kind,
         layer=number,
         backbone=backbone.name,
@@ -309,8 +272,8 @@ def evaluate_residue_head(
     FingerprintError
         The backbone is not the head's.
     LabelError
-        A label is not as long as its protein or holds none of the head's classes; some records have a
-        cluster and others have none.
+        A label is not as long as its protein, or holds none of the head's classes or no number; some records
+        have a cluster and others have none.
     InputError
         No record has a vector.
     """
@@ -325,7 +288,7 @@ def evaluate_residue_head(
     groups, _ = cluster_records(members, data.sequences, identity=identity, method=finder, threads=threads)
     places = np.arange(len(data))
     outputs = data.run(head.kind, head.tensors, places)
-    known = data.targets >= 0
+    known = is_resolved(data.targets)
     if not known.any():
         raise LabelError("no residue of these proteins has a resolved label; there is nothing to score")
     trained_on = len({record.id for record in records} & set(head.index.ids))
@@ -342,15 +305,18 @@ def evaluate_residue_head(
         ("trained_on", str(trained_on), "", ""),
         ("residues", str(int(known.sum())), "", ""),
     ]
+    if unresolved := int((~known).sum()):
+        rows.append(("unresolved_residues", str(unresolved), "", ""))
     if missing := len(records) - len(kept):
         rows.append(("left_out_without_vector", str(missing), "", ""))
-    scores = _judge(head.task, data, places, groups, outputs, seed=seed).score(seed=seed)
+    scores = judge(head.task, data, places, groups, outputs).score(seed=seed)
     for metric, score in scores.items():
         low, high = (f"{end:.4f}" for end in score["ci95"]) if score["ci95"] else ("", "")
         rows.append((metric, f"{score['value']:.4f}", low, high))
-    chances = np.exp(log_softmax(outputs[known], temperature=head.temperature))
-    error = expected_calibration_error(chances, data.targets[known])
-    rows.append(("calibration_error", f"{error:.4f}", "", ""))
+    if head.labels:
+        chances = head.task.probabilities(outputs[known], temperature=head.temperature)
+        error = expected_calibration_error(chances, data.targets[known])
+        rows.append(("calibration_error", f"{error:.4f}", "", ""))
     return rows
 
 
@@ -395,7 +361,7 @@ def cut_dev(
 
 def _embed(
     records: Sequence[SequenceRecord],
-    codes: Sequence[npt.NDArray[np.int8]],
+    codes: Sequence[npt.NDArray[Any]],
     backbone: Backbone,
     *,
     layer: int,
@@ -453,13 +419,13 @@ def _deal_sides(
     return homology_split(groups, valid=valid, seed=seed), how
 
 
-def check_sides(task: ResidueClasses, data: ResidueSet, sides: Mapping[str, Places]) -> None:
+def check_sides(task: ResidueTask, data: ResidueSet, sides: Mapping[str, Places]) -> None:
     """Refuse sides on which a head cannot be trained or judged.
 
     Parameters
     ----------
-    task : ResidueClasses
-        The classes.
+    task : ResidueClasses or ResidueValues
+        The classes, or numbers.
     data : ResidueSet
         All proteins.
     sides : mapping of str to ndarray
@@ -473,114 +439,14 @@ def check_sides(task: ResidueClasses, data: ResidueSet, sides: Mapping[str, Plac
         The training side lacks a class.
     """
     for word, places in sides.items():
-        found = set(data.targets_of(places).tolist()) - {-1}
-        if not found:
+        targets = data.targets_of(places)
+        found = np.unique(targets[is_resolved(targets)])
+        if not len(found):
             raise UsageError(
                 f"{len(places)} {word} proteins with a vector hold no resolved residue; mark some of each"
             )
         if word == "training" and len(found) < task.n_outputs:
-            missing = next(c for number, c in enumerate(task.classes) if number not in found)
+            missing = task.classes[int(np.setdiff1d(np.arange(task.n_outputs), found)[0])]
             raise LabelError(
                 f"class {missing!r} is that of no residue of the training part; add proteins, or make it ?"
             )
-
-
-def _judge(
-    task: ResidueClasses,
-    data: ResidueSet,
-    places: Places,
-    groups: npt.NDArray[Any],
-    outputs: npt.NDArray[Any],
-    *,
-    seed: int,
-    predicted: npt.NDArray[Any] | None = None,
-) -> ResidueScores:
-    """Count what outputs ``(T, C)``, or predicted classes ``(T,)``, say of the residues of some proteins."""
-    digits, expected = task.digits, None
-    if predicted is None:
-        predicted = np.argmax(outputs, axis=1)
-        if digits is not None:
-            expected = np.exp(log_softmax(outputs)) @ digits
-    elif digits is not None:
-        expected = digits[predicted]
-    lengths = data.lengths[places]
-    return ResidueScores(task, data.targets_of(places), predicted, lengths, groups, expected=expected)
-
-
-def _score_baselines(
-    task: ResidueClasses,
-    data: ResidueSet,
-    train: Places,
-    held: Places,
-    groups: npt.NDArray[Any],
-    judged: ResidueScores,
-    seed: int,
-) -> dict[str, Any]:
-    """Score what needs no backbone: the majority, the residue's own commonest class, a window of residues."""
-    few = data.draw(train, _WINDOW_RESIDUES, seed=seed)
-    codes, wanted = window_codes(data.sequences_of(few)), data.targets_of(few)
-    codes, wanted = codes[wanted >= 0], wanted[wanted >= 0]
-    asked = window_codes(data.sequences_of(held))
-    middle = codes.shape[1] // 2
-    counts = np.zeros((max(int(codes.max()), int(asked.max())) + 1, task.n_outputs), dtype=np.int64)
-    np.add.at(counts, (codes[:, middle].astype(np.int64), wanted.astype(np.int64)), 1)
-    common = int(np.bincount(wanted).argmax())
-    counts[:, common] += counts.sum(axis=1) == 0  # a residue that training lacks
-    nothing = np.empty((0, task.n_outputs))
-    window = run_windows(fit_windows(codes, wanted, task.n_outputs, seed=seed), asked)
-    said = {
-        "majority": _judge(
-            task, data, held, groups, nothing, seed=seed, predicted=np.full(len(asked), common)
-        ),
-        "residue": _judge(
-            task, data, held, groups, nothing, seed=seed, predicted=counts.argmax(axis=1)[asked[:, middle]]
-        ),
-        "window15": _judge(task, data, held, groups, window, seed=seed),
-    }
-    return {
-        name: {
-            "metrics": scores.score(seed=seed),
-            "head_minus_baseline": score_residue_gain(judged, scores, seed=seed),
-        }
-        for name, scores in said.items()
-    }
-
-
-def _describe_calibration(
-    temperature: float, outputs: npt.NDArray[Any], targets: npt.NDArray[Any]
-) -> dict[str, Any]:
-    known = targets >= 0
-
-    def error(temperature: float) -> float:
-        chances = np.exp(log_softmax(outputs[known], temperature=temperature))
-        return expected_calibration_error(chances, targets[known])
-
-    return {
-        "temperature": temperature,
-        "fitted_on": "residues of the dev proteins",
-        "ece_before": error(1.0),
-        "ece_after": error(temperature),
-    }
-
-
-def _describe_domain(
-    far_below: float,
-    outputs: npt.NDArray[Any],
-    data: ResidueSet,
-    held: Places,
-    similarity: npt.NDArray[Any],
-) -> dict[str, Any]:
-    """Say where the head was tested, and how it fares on the proteins it would call far."""
-    targets = data.targets_of(held)
-    right = np.argmax(outputs, axis=1) == targets
-    far = similarity < far_below
-    parts: dict[str, Any] = {
-        "far_below": far_below,
-        "meaning": f"{1 - FAR_SHARE:.0%} of the dev proteins were at least as similar to a training protein",
-    }
-    for part, proteins in (("in_domain", ~far), ("far", far)):
-        parts[part] = {"valid": int(proteins.sum())}
-        counted = np.repeat(proteins, data.lengths[held]) & (targets >= 0)
-        if counted.any():
-            parts[part]["accuracy"] = float(right[counted].mean())
-    return parts

@@ -1,4 +1,4 @@
-"""Heads that label every residue: from a protein's matrix to a string as long as the protein.
+"""Heads that label every residue: from a protein's matrix to one class or one number for each residue.
 
 `ResidueHead` is to residues what `bioxfer.heads.TrainedHead` is to proteins: small, run by numpy alone, kept
 in one safetensors file with a JSON card and a sha256 over all of it. `read_head` reads either. Fitting lives
@@ -7,16 +7,15 @@ in `bioxfer.residue_training`.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bioxfer.errors import FingerprintError, LabelError
-from bioxfer.evaluate import log_softmax
+from bioxfer.errors import FingerprintError, UsageError
 from bioxfer.headfile import (
     DamageError,
     Tensors,
@@ -29,6 +28,14 @@ from bioxfer.headfile import (
 )
 from bioxfer.heads import TrainedHead
 from bioxfer.neighbours import Neighbour, NeighbourIndex
+from bioxfer.residue_tasks import (
+    MOST_CLASSES,
+    RESIDUE_TASKS,
+    UNRESOLVED,
+    ResidueClasses,
+    ResidueTask,
+    ResidueValues,
+)
 
 if TYPE_CHECKING:
     from bioxfer.backbones import Backbone
@@ -38,9 +45,10 @@ __all__ = [
     "ResidueClasses",
     "ResidueHead",
     "ResidueKind",
+    "ResidueTask",
+    "ResidueValues",
     "Tensors",
     "label_residues",
-    "look_like_residue_labels",
     "read_head",
     "run_residues",
 ]
@@ -48,12 +56,6 @@ __all__ = [
 ResidueKind: TypeAlias = Literal["linear", "conv"]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-UNRESOLVED = "?-_"
-"""Characters of a label that say nothing of their residue; they count in no loss and no metric."""
-
-_MOST_CLASSES = 64  # more characters than that are no classes of residues
-_MEAN_LENGTH = 20  # labels shorter than that on average may be as long as their protein by chance
-_SHARE_FITTING = 0.9  # of labels; the others are then wrong rather than of another kind
 _SHAPES: dict[ResidueKind, dict[str, tuple[str, ...]]] = {
     "linear": {"mean": ("F",), "weight": ("C", "F"), "bias": ("C",)},
     "conv": {
@@ -66,87 +68,6 @@ _SHAPES: dict[ResidueKind, dict[str, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ResidueClasses:
-    """One of C classes for every residue.
-
-    Parameters
-    ----------
-    classes : tuple of str
-        Single characters, in the order of the outputs.
-    """
-
-    classes: tuple[str, ...]
-
-    name = "residue-class"
-    main_metric = "accuracy"
-
-    @classmethod
-    def from_labels(cls, labels: Sequence[str]) -> ResidueClasses:
-        """Take the distinct resolved characters, sorted, as classes.
-
-        Raises
-        ------
-        LabelError
-            Fewer than two classes, too many, or a character that no table could show.
-        """
-        found = sorted(set().union(*map(set, labels)) - set(UNRESOLVED))
-        if strange := [c for c in found if c.isspace() or not c.isprintable()]:
-            raise LabelError(
-                f"the character {strange[0]!r} cannot stand for a class; use a letter or a digit"
-            )
-        if len(found) < 2:
-            told = repr(found[0]) if found else "no resolved residue"
-            raise LabelError(
-                f"a classifier of residues needs at least two classes, and the labels hold {told}"
-            )
-        if len(found) > _MOST_CLASSES:
-            raise LabelError(
-                f"the labels hold {len(found)} different characters and a residue can be one of "
-                f"{_MOST_CLASSES} classes at most; look whether they are labels of residues"
-            )
-        return cls(tuple(found))
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes."""
-        return self.classes
-
-    @property
-    def n_outputs(self) -> int:
-        """Outputs of a head for each residue: C."""
-        return len(self.classes)
-
-    @property
-    def digits(self) -> npt.NDArray[np.float64] | None:
-        """The classes as numbers ``(C,)`` where each is a digit, else None."""
-        ordinal = all(c in "0123456789" for c in self.classes)
-        return np.array([int(c) for c in self.classes], dtype=np.float64) if ordinal else None
-
-    def encode(self, label: str) -> npt.NDArray[np.int8]:
-        """Turn a label into class numbers ``(L,)``, -1 where it is unresolved.
-
-        Raises
-        ------
-        LabelError
-            A character is none of the classes.
-        """
-        place = {c: number for number, c in enumerate(self.classes)} | dict.fromkeys(UNRESOLVED, -1)
-        if strange := sorted(set(label) - set(place)):
-            at = label.index(strange[0]) + 1
-            known = "".join(self.classes)
-            raise LabelError(f"label character {strange[0]!r} at residue {at} is none of the classes {known}")
-        return np.array([place[c] for c in label], dtype=np.int8)
-
-    def decode(self, numbers: npt.NDArray[Any]) -> str:
-        """Write class numbers ``(L,)`` as a label."""
-        return "".join(self.classes[number] for number in numbers.tolist())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a head file says of the task."""
-        return {"name": self.name, "classes": list(self.classes)}
-
-
 @dataclass(slots=True, eq=False)
 class ResidueHead:
     """A head for residues with all that is needed to use it and to judge it.
@@ -155,7 +76,7 @@ class ResidueHead:
     ----------
     name : str
         Stem of the output's column names.
-    task : ResidueClasses
+    task : ResidueClasses or ResidueValues
         What it predicts.
     kind : {"linear", "conv"}
         A linear model of each residue, or one hidden convolution over residues.
@@ -176,7 +97,7 @@ class ResidueHead:
     """
 
     name: str
-    task: ResidueClasses
+    task: ResidueTask
     kind: ResidueKind
     layer: int
     backbone: str
@@ -188,19 +109,20 @@ class ResidueHead:
     pool: str = "mean"
 
     def __repr__(self) -> str:
+        told = "".join(self.labels) or "numbers"
         return (
-            f"<ResidueHead {self.name}: {''.join(self.labels)}, {self.kind} on {self.backbone} "
+            f"<ResidueHead {self.name}: {told}, {self.kind} on {self.backbone} "
             f"layer {self.layer}, {len(self.index.ids)} training proteins>"
         )
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Classes in the order of the outputs."""
+        """Classes in the order of the outputs; none for numbers."""
         return self.task.labels
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Classes in the order of the outputs."""
+        """Classes in the order of the outputs; none for numbers."""
         return self.task.classes
 
     @property
@@ -219,7 +141,7 @@ class ResidueHead:
         Returns
         -------
         ndarray (L, C)
-            Outputs before temperature and softmax.
+            Outputs before temperature and softmax, or ``(L, 1)`` numbers in standard units.
 
         Raises
         ------
@@ -229,13 +151,31 @@ class ResidueHead:
         return run_residues(self.kind, self.tensors, self._checked(residues))
 
     def predict_proba(self, residues: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return calibrated probabilities ``(L, C)`` of residues ``(L, D)``."""
-        outputs = self.logits(residues)
-        return np.exp(log_softmax(outputs, temperature=self.temperature))
+        """Return calibrated probabilities ``(L, C)`` of residues ``(L, D)``; ``(L, 0)`` for numbers."""
+        return self.task.probabilities(self.logits(residues), temperature=self.temperature)
 
     def predict(self, residues: npt.NDArray[Any]) -> str:
-        """Return the likeliest class of each of the residues ``(L, D)``, as a string of length L."""
-        return self.task.decode(np.argmax(self.logits(residues), axis=1))
+        """Return what is said of each of the residues ``(L, D)``, as one text.
+
+        The likeliest classes are a string of length L; numbers are separated by a space.
+        """
+        return self.task.joint.join(self.answer(residues)[0])
+
+    def answer(self, residues: npt.NDArray[Any]) -> tuple[list[str], npt.NDArray[np.float64]]:
+        """Return L texts for residues ``(L, D)``, and how probable each is ``(L,)``; NaN for numbers."""
+        return self.task.answer(self.logits(residues), temperature=self.temperature)
+
+    def values(self, residues: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the number ``(L,)`` of each of the residues ``(L, D)``.
+
+        Raises
+        ------
+        UsageError
+            The head predicts classes.
+        """
+        if not isinstance(self.task, ResidueValues):
+            raise UsageError(f"head {self.name!r} predicts classes, not numbers; ask for predict_proba")
+        return self.task.values(self.logits(residues))
 
     def nearest(self, features: npt.NDArray[Any]) -> list[Neighbour]:
         """Return the most similar training protein of each mean vector ``(N, D)``; its label is empty."""
@@ -323,7 +263,7 @@ def run_residues(kind: ResidueKind, tensors: Tensors, residues: npt.NDArray[Any]
 
 def label_residues(
     head: ResidueHead, residues: npt.NDArray[Any], length: int
-) -> tuple[str, npt.NDArray[np.float64]]:
+) -> tuple[list[str], npt.NDArray[np.float64]]:
     """Label a protein of which perhaps only the first residues are represented.
 
     Parameters
@@ -337,35 +277,12 @@ def label_residues(
 
     Returns
     -------
-    tuple of str and ndarray
-        A label of ``length`` characters, ``?`` beyond L, and the calibrated probabilities ``(L,)`` of the
-        classes it names.
+    tuple of list of str and ndarray
+        ``length`` texts, ``?`` beyond L, and the calibrated probabilities ``(L,)`` of the classes they name;
+        NaN for numbers.
     """
-    chances = head.predict_proba(residues)
-    label = head.task.decode(np.argmax(chances, axis=1))
-    return label + UNRESOLVED[0] * (length - len(label)), chances.max(axis=1)
-
-
-def look_like_residue_labels(labels: Sequence[str], lengths: Sequence[int]) -> bool:
-    """Tell labels of residues from labels of proteins by their lengths.
-
-    Parameters
-    ----------
-    labels : sequence of str
-        N labels.
-    lengths : sequence of int
-        Residues of their N proteins.
-
-    Returns
-    -------
-    bool
-        Whether the labels are 20 characters or more on average and nine of ten are as long as their protein;
-        those that are not are then mistakes to be named.
-    """
-    if not labels or sum(map(len, labels)) < _MEAN_LENGTH * len(labels):
-        return False
-    fitting = sum(len(label) == length for label, length in zip(labels, lengths, strict=True))
-    return fitting >= _SHARE_FITTING * len(labels)
+    cells, scores = head.answer(residues)
+    return cells + [UNRESOLVED[0]] * (length - len(cells)), scores
 
 
 # --- the file -------------------------------------------------------------------------------------------
@@ -384,7 +301,7 @@ def read_head(path: str | os.PathLike[str]) -> TrainedHead | ResidueHead:
 
 def _parse_either(data: bytes) -> TrainedHead | ResidueHead:
     task = read_container(data)[0].get("task")
-    if isinstance(task, dict) and task.get("name") == ResidueClasses.name:
+    if isinstance(task, dict) and task.get("name") in RESIDUE_TASKS:
         return _parse(data)
     return TrainedHead.parse(data)
 
@@ -403,10 +320,15 @@ def _parse(data: bytes) -> ResidueHead:
     return ResidueHead(task=task, **parse_parts(header, tensors))
 
 
-def _parse_task(data: object) -> ResidueClasses:
+def _parse_task(data: object) -> ResidueTask:
     match data:
         case {"name": "residue-class", "classes": [str(), str(), *_] as classes}:
             single = all(isinstance(c, str) and len(c) == 1 and c not in UNRESOLVED for c in classes)
-            if single and len(classes) <= _MOST_CLASSES and sorted(set(classes)) == classes:
+            if single and len(classes) <= MOST_CLASSES and sorted(set(classes)) == classes:
                 return ResidueClasses(tuple(classes))
+        case {"name": "residue-regression", "mean": float(mean), "scale": float(scale), **rest}:
+            width = rest.get("halfwidth")
+            sound = math.isfinite(mean) and math.isfinite(scale) and scale > 0
+            if sound and (width is None or (isinstance(width, float) and 0 < width < math.inf)):
+                return ResidueValues(mean, scale, width)
     raise DamageError(f"no task of residues is described by {str(data)[:80]}")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bioxfer.clusters import HomologyKFold
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.heads import HeadKind, NeighbourIndex, confidence, forward
-from bioxfer.solvers import Setting, Tensors, blend_tensors, build_index, train_setting, train_settings
+from bioxfer.solvers import Form, Plain, Setting, Tensors, blend_tensors, build_index
 from bioxfer.tasks import Task
 
 __all__ = ["FAR_SHARE", "Fitted", "HeadChoice", "check_choice", "check_classes", "select"]
@@ -38,10 +38,12 @@ class Fitted:
 
     Attributes
     ----------
-    task : Multiclass or Regression
+    task : Multiclass, Multilabel or Regression
         What is predicted; a regression knows its half-width.
     kind : {"linear", "mlp", "nearest", "blend"}
         The chosen form.
+    form : Form
+        How it is fitted; of a blend, how its network is.
     setting : dict
         The chosen regularisation; of a blend also the share of its network, and whether that has a
         ``penalty`` (linear) or ``steps`` (mlp).
@@ -65,6 +67,7 @@ class Fitted:
 
     task: Task
     kind: HeadKind
+    form: Form
     setting: Setting
     tensors: Mapping[str, npt.NDArray[Any]]
     index: NeighbourIndex
@@ -75,9 +78,18 @@ class Fitted:
     targets: npt.NDArray[Any]
     candidates: list[dict[str, Any]]
 
+    @property
+    def loss(self) -> float:
+        """Loss of ``out_of_fold``, at its best temperature."""
+        return self.task.out_of_sample_loss(self.out_of_fold, self.targets)
+
     def outputs(self, features: Floats) -> Floats:
         """Return outputs ``(N, C)`` of features ``(N, F)``."""
         return forward(self.kind, self.tensors, self.index, self.task, features)
+
+    def refit(self, x: Floats, y: npt.NDArray[Any], *, seed: int) -> Tensors:
+        """Fit the chosen setting once more, to these vectors ``(N, F)`` and encoded labels ``(N,)``."""
+        return _refit(self.kind, self.form, self.setting, x, y, self.task, seed)
 
     def find_threshold(self, share: float) -> float:
         """Find the confidence below which this share of the rows that the head gets right would be refused.
@@ -101,6 +113,7 @@ class Fitted:
 @dataclass(slots=True)
 class _Candidate:
     kind: HeadKind
+    form: Form  # of a blend: of its network
     setting: Setting
     outputs: Floats  # (M, C)
     loss: float = np.inf
@@ -121,6 +134,7 @@ def select(
     task: Task,
     *,
     head: HeadChoice = "auto",
+    forms: Sequence[Form] | None = None,
     dev: npt.NDArray[np.bool_] | None = None,
     folds: int = 5,
     seed: int = 0,
@@ -137,10 +151,13 @@ def select(
         N names.
     group : ndarray (N,)
         Homology clusters.
-    task : Multiclass or Regression
+    task : Multiclass, Multilabel or Regression
         What is predicted.
     head : {"auto", "linear", "mlp", "nearest", "blend"}
         Form of the head; ``auto`` takes the one with the least loss.
+    forms : sequence of Form, optional
+        What takes the place of the linear and the mlp form, such as those of `bioxfer.trunks`. Neighbours
+        then only vote in blends, which ``auto`` and ``blend`` try.
     dev : ndarray (N,) of bool, optional
         The selection part; whole clusters are left out in turn where there is none.
     folds : int
@@ -165,23 +182,25 @@ def select(
     else:
         check_classes(task, y, group, least=2)
         cut = HomologyKFold(min(folds, len(np.unique(group))), seed=seed)
-        rounds = list(cut.split(ids, y if task.target_kind == "i" else None, group))
-    kinds = KINDS if head in ("auto", "blend") else tuple(k for k in KINDS if k == head)
-    similarity, found = _run_rounds(x, y, ids, task, kinds, rounds, seed)
+        rounds = list(cut.split(ids, y if task.labels else None, group))
+    tried = _choose_forms(head, forms)
+    similarity, found = _run_rounds(x, y, ids, task, tried, rounds, seed)
     similarity, targets = similarity[judged], y[judged]
     for candidate in found:
         candidate.outputs = candidate.outputs[judged]
         candidate.loss = task.out_of_sample_loss(candidate.outputs, targets)
     blends = [_blend(found, task, targets)] if head in ("auto", "blend") else []
     found += blends
-    best = min(blends if head == "blend" else found, key=lambda candidate: candidate.loss)
+    rivals = found if forms is None else [c for c in found if c.kind != "nearest"]
+    best = min(blends if head == "blend" else rivals, key=lambda candidate: candidate.loss)
     temperature = task.calibrate(best.outputs, targets)
     far = float(np.quantile(similarity, FAR_SHARE))
     return Fitted(
         task=task.calibrate_width(best.outputs, targets),
         kind=best.kind,
+        form=best.form,
         setting=best.setting,
-        tensors=best.tensors or train_setting(best.kind, x[learnt], y[learnt], task, seed, best.setting),
+        tensors=best.tensors or _refit(best.kind, best.form, best.setting, x[learnt], y[learnt], task, seed),
         index=build_index(x[learnt], y[learnt], [ids[i] for i in learnt.tolist()], far=far),
         temperature=temperature,
         judged=judged,
@@ -197,33 +216,48 @@ def _run_rounds(
     y: npt.NDArray[Any],
     ids: Sequence[str],
     task: Task,
-    kinds: Sequence[HeadKind],
+    forms: Sequence[Form],
     rounds: Sequence[tuple[Places, Places]],
     seed: int,
 ) -> tuple[Floats, list[_Candidate]]:
     """Fit every form in each round; return similarities ``(N,)`` and candidates with outputs ``(N, C)``."""
     similarity = np.zeros(len(x), dtype=np.float32)
-    limits: dict[HeadKind, int] = {}  # how many settings of a form are worth a try, found in the first round
-    found: dict[tuple[HeadKind, int], _Candidate] = {}
+    limits: dict[int, int] = {}  # how many settings of a form are worth a try, found in the first round
+    found: dict[tuple[int, int], _Candidate] = {}
     for train, test in rounds:
         index = build_index(x[train], y[train], [ids[i] for i in train.tolist()])
         similarity[test] = index.search(x[test])[1][:, 0]
-        for kind in kinds:
+        for number, form in enumerate(forms):
             losses: list[float] = []
-            settings = islice(train_settings(kind, x[train], y[train], task, seed), limits.get(kind))
+            settings = islice(form.settings(x[train], y[train], task, seed), limits.get(number))
             for place, (setting, tensors) in enumerate(settings):
                 blank = np.zeros((len(x), task.n_outputs), dtype=np.float32)
-                candidate = found.setdefault((kind, place), _Candidate(kind, setting, blank))
+                candidate = found.setdefault((number, place), _Candidate(form.kind, form, setting, blank))
                 candidate.tensors = tensors if len(rounds) == 1 else None
-                outputs = candidate.outputs[test] = forward(kind, tensors, index, task, x[test])
-                if kind in limits or kind == "nearest":
+                outputs = candidate.outputs[test] = forward(form.kind, tensors, index, task, x[test])
+                if number in limits or form.kind == "nearest":
                     continue  # neighbours are no path from cautious to bold, and cost little
                 losses.append(task.out_of_sample_loss(outputs, y[test]))
                 if len(losses) - int(np.argmin(losses)) > _WORSE:
                     break
             if losses:
-                limits[kind] = int(np.argmin(losses)) + 2
-    return similarity, [c for (kind, place), c in found.items() if place < limits.get(kind, place + 1)]
+                limits[number] = int(np.argmin(losses)) + 2
+    return similarity, [c for (form, place), c in found.items() if place < limits.get(form, place + 1)]
+
+
+def _choose_forms(head: HeadChoice, forms: Sequence[Form] | None) -> list[Form]:
+    """Return what to compare."""
+    nearest = Plain("nearest")
+    if forms is not None:
+        return [*forms, nearest] if head in ("auto", "blend") else [*forms]
+    return [Plain(kind) for kind in KINDS if head in ("auto", "blend", kind)]
+
+
+def _refit(
+    kind: HeadKind, form: Form, setting: Setting, x: Floats, y: npt.NDArray[Any], task: Task, seed: int
+) -> Tensors:
+    tensors = form.refit(x, y, task, seed, setting)
+    return blend_tensors(tensors, setting) if kind == "blend" else tensors
 
 
 def _blend(found: Sequence[_Candidate], task: Task, targets: npt.NDArray[Any]) -> _Candidate:
@@ -241,7 +275,7 @@ def _blend(found: Sequence[_Candidate], task: Task, targets: npt.NDArray[Any]) -
     own = {"share": share, "network_temperature": temperature}
     setting = network.setting | votes[place].setting | own
     tensors = None if network.tensors is None else blend_tensors(network.tensors, setting)
-    return _Candidate("blend", setting, mix(place, share), loss, tensors)
+    return _Candidate("blend", network.form, setting, mix(place, share), loss, tensors)
 
 
 def check_classes(task: Task, y: npt.NDArray[Any], group: npt.NDArray[Any], *, least: int) -> None:
@@ -250,8 +284,8 @@ def check_classes(task: Task, y: npt.NDArray[Any], group: npt.NDArray[Any], *, l
         raise LabelError(
             f"all {len(y)} proteins are relatives of each other, so none can be held out; add diverse ones"
         )
-    for number, label in enumerate(task.labels):
-        mine = group[y == number]
+    for label, bearers in zip(task.labels, task.members(y).T, strict=True):
+        mine = group[bearers]
         clusters = len(np.unique(mine))
         if clusters < least:
             raise LabelError(

@@ -6,7 +6,8 @@ No choice is made here: `bioxfer.selection` compares the results on proteins tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,20 @@ from torch import Tensor
 from bioxfer.heads import HeadKind, NeighbourIndex, unit_rows
 from bioxfer.tasks import Task
 
-__all__ = ["Setting", "Tensors", "blend_tensors", "build_index", "train_setting", "train_settings"]
+__all__ = [
+    "Form",
+    "Plain",
+    "Setting",
+    "Tensors",
+    "as_tensor",
+    "blend_tensors",
+    "build_index",
+    "draw_dropout",
+    "linear_path",
+    "moments",
+    "train_setting",
+    "train_settings",
+]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Tensors: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -41,14 +55,14 @@ def build_index(
     ----------
     features : ndarray (M, F)
         Pooled vectors.
-    targets : ndarray (M,)
+    targets : ndarray (M,) or (M, C)
         Encoded labels.
     ids : sequence of str
         M ids.
     far : float
         Similarity below which a query is far; -1 calls none far.
     """
-    mean, scale = _moments(features)
+    mean, scale = moments(features)
     standard = (features - mean) / scale
     covariance = (standard.T @ standard).astype(np.float64) / len(standard)
     _, directions = np.linalg.eigh(covariance)
@@ -57,16 +71,59 @@ def build_index(
     # an axis and its opposite are the same; the largest entry decides, so that files do not depend on chance
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
     axes = axes * np.sign(largest)
-    projection = (axes / scale).astype(np.float32)
+    # in the order of memory that a file has, in which a product has the same last bits after loading
+    projection = np.ascontiguousarray(axes / scale, dtype=np.float32)
     offset = (-(axes / scale) @ mean).astype(np.float32)
     return NeighbourIndex(
         ids=tuple(ids),
-        targets=targets.astype(np.int32 if targets.dtype.kind == "i" else np.float32),
+        targets=_as_stored(targets),
         vectors=unit_rows(features @ projection.T + offset).astype(np.float16),
         projection=projection,
         offset=offset,
         far=far,
     )
+
+
+class Form(Protocol):
+    """A way to fit a head, as `bioxfer.selection.select` compares them."""
+
+    @property
+    def kind(self) -> HeadKind:
+        """Which head its tensors make."""
+        ...
+
+    def settings(
+        self, x: Floats, y: npt.NDArray[Any], task: Task, seed: int
+    ) -> Iterator[tuple[Setting, Tensors]]:
+        """Fit its settings, the most cautious first, each when it is asked for; see `train_settings`."""
+        ...
+
+    def refit(self, x: Floats, y: npt.NDArray[Any], task: Task, seed: int, setting: Setting) -> Tensors:
+        """Fit one of its settings."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The form of a head that sees nothing but the rows it is fitted to.
+
+    Parameters
+    ----------
+    kind : {"linear", "mlp", "nearest"}
+        Which.
+    """
+
+    kind: HeadKind
+
+    def settings(
+        self, x: Floats, y: npt.NDArray[Any], task: Task, seed: int
+    ) -> Iterator[tuple[Setting, Tensors]]:
+        """Fit its settings as `train_settings` does."""
+        return train_settings(self.kind, x, y, task, seed)
+
+    def refit(self, x: Floats, y: npt.NDArray[Any], task: Task, seed: int, setting: Setting) -> Tensors:
+        """Fit one of its settings as `train_setting` does."""
+        return train_setting(self.kind, x, y, task, seed, setting)
 
 
 def train_settings(
@@ -82,7 +139,7 @@ def train_settings(
         Pooled vectors.
     y : ndarray (N,)
         Encoded labels.
-    task : Multiclass or Regression
+    task : Multiclass, Multilabel or Regression
         Whose loss is minimised.
     seed : int
         Seed of initial weights, order and dropout.
@@ -93,7 +150,7 @@ def train_settings(
         The setting and the weights for raw features.
     """
     if kind == "linear":
-        for penalty, tensors in _train_linear(x, y, task, PENALTIES):
+        for penalty, tensors in linear_path(x, y, task, PENALTIES):
             yield {"penalty": penalty}, tensors
     elif kind == "mlp":
         for steps, tensors in _train_mlp(x, y, task, seed, STEPS):
@@ -106,17 +163,14 @@ def train_settings(
 def train_setting(
     kind: HeadKind, x: Floats, y: npt.NDArray[Any], task: Task, seed: int, setting: Setting
 ) -> Tensors:
-    """Fit one setting of a form, a blend's too; parameters as in `train_settings`."""
+    """Fit one setting of a form; parameters as in `train_settings`."""
     if kind == "nearest":
         return _nearest_tensors(setting)
     if kind == "linear":
-        ((_, tensors),) = _train_linear(x, y, task, (setting["penalty"],))
+        ((_, tensors),) = linear_path(x, y, task, (setting["penalty"],))
         return tensors
-    if kind == "mlp":
-        ((_, tensors),) = _train_mlp(x, y, task, seed, (int(setting["steps"]),))
-        return tensors
-    network: HeadKind = "linear" if "penalty" in setting else "mlp"
-    return blend_tensors(train_setting(network, x, y, task, seed, setting), setting)
+    ((_, tensors),) = _train_mlp(x, y, task, seed, (int(setting["steps"]),))
+    return tensors
 
 
 def blend_tensors(network: Tensors, setting: Setting) -> Tensors:
@@ -132,18 +186,28 @@ def _nearest_tensors(setting: Setting) -> Tensors:
     }
 
 
-def _train_linear(
-    x: Floats, y: npt.NDArray[Any], task: Task, penalties: Sequence[float]
+def linear_path(
+    x: Floats,
+    y: npt.NDArray[Any],
+    task: Task,
+    penalties: Sequence[float],
+    *,
+    gains: npt.NDArray[np.floating[Any]] | None = None,
 ) -> Iterator[tuple[float, Tensors]]:
-    """Fit a linear head at each penalty by full-batch L-BFGS.
+    """Fit a linear head at each penalty by full-batch L-BFGS, each start from the last.
+
+    Features are standardised, and then multiplied by their `gains` ``(F,)``, if there are any: what is large
+    is penalised less.
 
     It runs along the principal components, each scaled by about the root of the loss's curvature along it,
     so that a step goes as far as it should in every direction; the least of the loss is where it was.
     """
-    mean, scale = _moments(x)
+    mean, scale = moments(x)
+    if gains is not None:
+        scale = (scale / gains).astype(np.float32)
     standard = (x - mean) / scale
     variance, axes = np.linalg.eigh((standard.T @ standard / np.float32(len(x))).astype(np.float64))
-    inputs, targets = torch.from_numpy(standard @ axes.astype(np.float32)), _as_tensor(y)
+    inputs, targets = torch.from_numpy(standard @ axes.astype(np.float32)), as_tensor(y)
     weight = torch.zeros(task.n_outputs, x.shape[1])
     bias = torch.zeros(task.n_outputs, requires_grad=True)
     for penalty in penalties:
@@ -182,9 +246,9 @@ def _train_mlp(
 
     Members start, drop and draw their batches apart; they are trained side by side only to be quick.
     """
-    mean, scale = _moments(x)
+    mean, scale = moments(x)
     # what dropout leaves is to weigh as much as all: here once, and not at every step
-    inputs, targets = torch.from_numpy((x - mean) / (scale * np.float32(1 - DROPOUT))), _as_tensor(y)
+    inputs, targets = torch.from_numpy((x - mean) / (scale * np.float32(1 - DROPOUT))), as_tensor(y)
     chance = torch.Generator().manual_seed(seed)  # own, so that nobody's global random state moves
     n, width = x.shape
     weight_in = torch.randn(MEMBERS, HIDDEN, width, generator=chance).mul_((2 / width) ** 0.5)
@@ -193,23 +257,17 @@ def _train_mlp(
     weights = [w.requires_grad_() for w in (weight_in, bias_in, weight_out, bias_out)]
     solver = torch.optim.AdamW(weights, lr=RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
-    def drop(values: Tensor) -> Tensor:
-        # eight random bytes at a draw: drawing is most of what dropout costs
-        draw = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(
-            -(2**63), None, generator=chance
-        )
-        gone = draw.view(torch.uint8)[: values.numel()].view(values.shape) < round(256 * DROPOUT)
-        return values.masked_fill(gone, 0)
-
     batch = min(BATCH, n)
     order = torch.empty(MEMBERS, 0, dtype=torch.long)
     for step in range(1, max(stops) + 1):
         if order.shape[1] < batch:  # every protein is seen once before one is seen twice
             order = torch.stack([torch.randperm(n, generator=chance) for _ in range(MEMBERS)])
         rows, order = order[:, :batch], order[:, batch:]
-        hidden = torch.relu(torch.baddbmm(bias_in[:, None], drop(inputs[rows]), weight_in.mT))
-        outputs = torch.baddbmm(bias_out[:, None], drop(hidden) / (1 - DROPOUT), weight_out.mT)
-        loss = MEMBERS * task.loss(outputs.flatten(0, 1), targets[rows].flatten())  # each its own mean
+        seen = draw_dropout(inputs[rows], DROPOUT, chance)
+        hidden = torch.relu(torch.baddbmm(bias_in[:, None], seen, weight_in.mT))
+        hidden = draw_dropout(hidden, DROPOUT, chance) / (1 - DROPOUT)
+        outputs = torch.baddbmm(bias_out[:, None], hidden, weight_out.mT)
+        loss = MEMBERS * task.loss(outputs.flatten(0, 1), targets[rows].flatten(0, 1))  # each its own mean
         solver.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         solver.step()
@@ -226,12 +284,27 @@ def _train_mlp(
             )
 
 
-def _moments(x: Floats) -> tuple[Floats, Floats]:
+def draw_dropout(values: Tensor, share: float, chance: torch.Generator) -> Tensor:
+    """Set a share of values to 0, drawn one by one; what is left is not scaled up."""
+    # eight random bytes at a draw: drawing is most of what dropout costs
+    draw = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=chance)
+    gone = draw.view(torch.uint8)[: values.numel()].view(values.shape) < round(256 * share)
+    return values.masked_fill(gone, 0)
+
+
+def moments(x: Floats) -> tuple[Floats, Floats]:
     """Return mean and standard deviation ``(F,)``; a constant feature gets 1, so it stays constant."""
     mean, scale = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     scale = np.where(scale > 1e-6 * np.maximum(np.abs(mean), 1e-6), scale, 1.0)
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def _as_tensor(y: npt.NDArray[Any]) -> Tensor:
+def _as_stored(targets: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if targets.ndim > 1:  # of several labels each is there or not, for which half precision is enough
+        return targets.astype(np.float16)
+    return targets.astype(np.int32 if targets.dtype.kind == "i" else np.float32)
+
+
+def as_tensor(y: npt.NDArray[Any]) -> Tensor:
+    """Return encoded labels as losses take them: class numbers as they are, all else as float32."""
     return torch.from_numpy(y if y.dtype.kind == "i" else y.astype(np.float32))

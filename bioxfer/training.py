@@ -7,50 +7,38 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from bioxfer.attention_training import attend
 from bioxfer.backbones import Backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.clusters import cluster_records
-from bioxfer.embedding import Long, embed_records, resolve_layer
-from bioxfer.errors import InputError, LabelError, UsageError
+from bioxfer.embedding import Long, resolve_layer
+from bioxfer.errors import LabelError, UsageError
 from bioxfer.evaluate import audit_leakage, score_answers, score_predictions
 from bioxfer.head_training import HeadChoice, check_options, train_head
 from bioxfer.heads import TrainedHead
 from bioxfer.homology import Method, choose_method
+from bioxfer.honesty import describe_sets
 from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
-from bioxfer.residue_training import (
-    are_residue_labels,
-    evaluate_residue_head,
-    keep_sides,
-    train_residue_head,
-)
-from bioxfer.residues import ResidueClasses, ResidueHead
+from bioxfer.represented import Represented, represent
+from bioxfer.residue_labels import choose_residue_task
+from bioxfer.residue_training import evaluate_residue_head, keep_sides, train_residue_head
+from bioxfer.residues import ResidueHead
 from bioxfer.sequences import OnInvalid, SequenceRecord, translate_cds
-from bioxfer.tasks import Regression, task_from_name
+from bioxfer.tasks import SEPARATORS, Multilabel, Regression, Task, split_label, task_from_name
+from bioxfer.transfer_data import TransferOptions, move
 
-__all__ = ["describe_card", "evaluate_on_records", "read_labelled", "train_on_records"]
+__all__ = ["evaluate_on_records", "read_labelled", "train_on_records"]
 
 log = logging.getLogger("bioxfer")
 
 SplitBy = Literal["homology", "random", "column"]
 
 _CLASSES_NAMED = 10  # in a message before it says "..."
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedded:
-    records: list[SequenceRecord]
-    residues: list[str]
-    features: npt.NDArray[np.float32]  # (N, F), NaN where a record has no vector
-
-    @property
-    def labels(self) -> list[str]:
-        return [record.label or "" for record in self.records]
 
 
 def read_labelled(
@@ -108,7 +96,7 @@ def train_on_records(
     name: str,
     data_source: str = "",
     task: str = "auto",
-    head: HeadChoice | Literal["conv"] = "auto",
+    head: HeadChoice | Literal["light-attention", "conv"] = "auto",
     split: SplitBy = "homology",
     identity: float = 0.3,
     cluster_by: Method = "auto",
@@ -117,6 +105,7 @@ def train_on_records(
     abstain: float | None = None,
     families: bool = False,
     first: int | None = None,
+    transfer: TransferOptions | None = None,
     layer: int | None = None,
     pool: str = "mean+max",
     licence: str = "",
@@ -132,7 +121,7 @@ def train_on_records(
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> TrainedHead | ResidueHead:
-    """Train a head on labelled proteins; where labels have one character per residue, a head for residues.
+    """Train a head on labelled proteins; where each residue has a class or a number, a head for residues.
 
     Parameters
     ----------
@@ -140,9 +129,12 @@ def train_on_records(
         With labels, as `read_labelled` gives them.
     backbone : Backbone
         The frozen feature extractor.
-    name, data_source, task, head, valid, refit, abstain, families, licence, intended_use, limits, seed
-        See `bioxfer.head_training.train_head`, and for the task ``residue-class``
-        `bioxfer.residue_training.train_residue_head`.
+    head : {"auto", "linear", "mlp", "nearest", "blend", "light-attention", "conv"}, optional
+        Form of the head. Light attention also reads each residue, see `bioxfer.attention`; it takes more
+        time, and memory for all of them, and is no part of ``auto``. A convolution labels residues.
+    name, data_source, task, valid, refit, abstain, families, licence, intended_use, limits, seed
+        See `bioxfer.head_training.train_head`, and for the tasks ``residue-class`` and
+        ``residue-regression`` `bioxfer.residue_training.train_residue_head`.
     split : {"homology", "random", "column"}, optional
         Hold out whole homology clusters, random proteins, or the rows whose
         ``split`` begins with ``val``; with ``column``, rows that begin with
@@ -156,6 +148,9 @@ def train_on_records(
     first : int, optional
         Let the head read only that many residues of each protein, from its start, as the baselines then do;
         relatives are found by the whole proteins all the same. Not for heads for residues.
+    transfer : TransferOptions, optional
+        Source tasks; the head is then the best of those that learn from the target alone, from sources and
+        then the target, and from both at once, and its card compares them. See `bioxfer.transfer.fit`.
     layer, pool, long, on_invalid, degap, batch_tokens, cache, fp32, progress
         See `embed_records`; heads for residues read each residue, whatever the pool.
     threads : int, optional
@@ -175,21 +170,22 @@ def train_on_records(
     InputError
         If no record has a vector.
     """
-    if task == ResidueClasses.name or (
-        task == "auto" and are_residue_labels(records, on_invalid=on_invalid, degap=degap)
-    ):
+    if residue_task := choose_residue_task(task, records, on_invalid=on_invalid, degap=degap):
         if abstain is not None:
             raise UsageError("a head for residues answers each of them; leave abstain out")
         if first is not None:
             raise UsageError("a head for residues reads whole proteins; leave first out")
         if families:
             raise UsageError("a head for residues has no families; leave families out")
+        if transfer is not None:
+            raise UsageError("transfer is between labels of proteins, and these are of residues; use train")
         if split == "column":
             records = keep_sides(records)
         return train_residue_head(
             records,
             backbone,
             name=name,
+            task=residue_task,
             head=head,
             split=split,
             identity=identity,
@@ -216,31 +212,32 @@ def train_on_records(
         raise UsageError("head 'conv' labels residues, and these labels are of proteins; choose another form")
     if split == "column":
         records = keep_sides(records)
-    _check_labels(records, numbers=task == "regression")
+    _check_labels(records, task=task)
     # What can be refused is refused now: to embed the records takes long.
+    chosen = task_from_name(task, [record.label or "" for record in records])
+    if task == "auto":
+        _tell_task(records, chosen)
+    if head == "light-attention" and families:
+        raise UsageError("a head with light attention knows no families; leave families out")
+    if head == "light-attention" and transfer is not None:
+        raise UsageError("transfer compares networks on pooled vectors; leave light-attention out")
+    choice: HeadChoice = "auto" if head == "light-attention" else head
+    if transfer is not None:
+        transfer.check()
     check_options(
-        task_from_name(task, [record.label or "" for record in records]),
-        head=head,
+        chosen,
+        head=choice,
         abstain=abstain,
         families=families,
         dev=split == "column" and any((record.split or "").startswith("dev") for record in records),
     )
     finder = choose_method(cluster_by)
     number = resolve_layer(backbone, layer)
-    embedded = _embed(
-        records,
-        backbone,
-        layer=number,
-        pool=pool,
-        first=first,
-        long=long,
-        on_invalid=on_invalid,
-        degap=degap,
-        batch_tokens=batch_tokens,
-        cache=cache,
-        fp32=fp32,
-        progress=progress,
-    )
+    read = partial(
+        represent, layer=number, pool=pool, first=first, long=long, on_invalid=on_invalid, degap=degap,
+        batch_tokens=batch_tokens, cache=cache, fp32=fp32, progress=progress,
+    )  # fmt: skip
+    embedded = read(records, backbone, keep=head == "light-attention")
     groups, grouped_by = cluster_records(
         records, embedded.residues, identity=identity, method=finder, threads=threads
     )
@@ -250,8 +247,27 @@ def train_on_records(
     elif split == "random":
         drawn = np.random.default_rng(seed).permutation(len(records)) < round(valid * len(records))
         sides = ["valid" if held_out else "train" for held_out in drawn]
+    attended = None
+    if embedded.matrices is not None:
+        attended = attend(
+            embedded.features, embedded.matrices, embedded.labels, groups,
+            task=task, sides=sides, valid=valid, seed=seed,
+        )  # fmt: skip
+    moved = None
+    if transfer is not None:
+
+        def embed(rows: Sequence[SequenceRecord], other: Backbone | None = None) -> Represented:
+            return read(rows, backbone) if other is None else read(rows, other, fp32=None)
+
+        made_by = f"{backbone.fingerprint} {backbone.precision} {number} {pool}"
+        moved = move(
+            records, embedded, groups, transfer, embed=embed, task=task, head=choice, sides=sides,
+            valid=valid, identity=identity, method=finder, threads=threads, made_by=made_by, seed=seed,
+        )  # fmt: skip
+        backbone = moved.backbone or backbone
+    rework = attended or moved
     trained = train_head(
-        embedded.features,
+        embedded.features if rework is None else rework.features,
         embedded.labels,
         [record.id for record in records],
         sequences=embedded.residues,
@@ -261,14 +277,17 @@ def train_on_records(
         layer=number,
         backbone_name=backbone.name,
         backbone_fingerprint=backbone.fingerprint,
-        head=head,
+        head=choice,
+        forms=None if rework is None else rework.forms,
         task=task,
-        splits=sides,
+        splits=sides if rework is None else rework.sides,
         valid=valid,
-        refit=refit,
+        refit=refit and attended is None,
         abstain=abstain,
         families=families,
         first=first,
+        method=finder,
+        threads=threads,
         seed=seed,
         data_sha256=_digest(records),
         data_source=data_source,
@@ -276,6 +295,11 @@ def train_on_records(
         intended_use=intended_use,
         limits=limits,
     )
+    if attended is not None:
+        attended.complete(trained, embedded.labels, [record.id for record in records], refit=refit, seed=seed)
+    if moved is not None:
+        trained.card["split"]["how"] = moved.how
+        trained.card["transfer"] = moved.card
     trained.card["backbone"]["precision"] = backbone.precision
     if grouped_by != "given":
         trained.card["split"]["identity"] = identity
@@ -338,7 +362,10 @@ def evaluate_on_records(
     -------
     list of tuple of str
         ``metric, value, low, high``; the interval is empty where there is none. Before the metrics
-        stand the numbers of proteins, of homology clusters, and of proteins that the head was trained on.
+        stand the numbers of proteins, of homology clusters, and of proteins that the head was trained on;
+        after them the calibration error and, for each of `bioxfer.conformal.COVERAGES`, how often the label
+        sets hold the truth and how large they are. A head does not keep its training sequences, so accuracy
+        by identity to them is in its card alone.
 
     Raises
     ------
@@ -367,12 +394,13 @@ def evaluate_on_records(
             progress=progress,
         )
     head.check_backbone(backbone)
-    _check_labels(records, classes=head.labels, numbers=not head.labels)
+    _check_labels(records, task=head.task.name, classes=head.labels)
     finder = choose_method(cluster_by)
     targets = head.task.encode([record.label or "" for record in records])
-    embedded = _embed(
+    embedded = represent(
         records,
         backbone,
+        head=head,
         layer=head.layer,
         pool=head.pool,
         first=head.first,
@@ -415,97 +443,60 @@ def evaluate_on_records(
     error = head.task.calibration_error(outputs, targets, temperature=head.temperature)
     if error is not None:
         rows.append(("calibration_error", _decimal(error), "", ""))
+    if head.conformal is not None:
+        options: dict[str, Any] = {"temperature": head.temperature, "fitted_on": "", "seed": seed}
+        sets = describe_sets(head.task, head.conformal, outputs, targets, groups, **options)
+        for level in sets["levels"]:
+            for key in ("covered", "size"):
+                if key in level:
+                    low, high = level[key]["ci95"] or ("", "")
+                    name = f"set_{key}_{level['coverage']}"
+                    rows.append((name, _decimal(level[key]["value"]), _decimal(low), _decimal(high)))
     return rows
-
-
-def describe_card(card: dict[str, Any]) -> str:
-    """Put a head's card into a page of text."""
-    backbone, split, calibration = card["backbone"], card["split"], card["calibration"]
-    classes = [] if card["task"] == Regression.name else sorted(card.get("labels", ()))
-    lines = [
-        f"{card['name']}: {card['task']}, {card['head']['kind']} head on {backbone['name']} "
-        f"({backbone['fingerprint']}), layer {backbone['layer']}, {backbone['pool']}"
-        + (f", first {backbone['first']} residues" if "first" in backbone else ""),
-        *([f"classes  {len(classes)}: {_name_some(classes)}"] if classes else []),
-        f"use      {card['intended_use']}",
-        f"data     {card['data']['source']}, {card['data']['proteins']} proteins, "
-        f"licence: {card['data']['licence']}",
-        f"split    {split['train']} for training, "
-        + (f"{split['dev']} to choose by, " if split.get("dev") else "")
-        + f"{split['valid']} held out in {split['valid_clusters']} "
-        f"homology clusters; {split['how']}",
-        f"         {split['valid_with_relatives_in_train']} of the held-out have relatives in training"
-        + _describe_clusters(split),
-        "",
-        f"{'held-out proteins':<20}" + "".join(f"{metric:>26}" for metric in sorted(card["metrics"])),
-        _describe_scores(card["name"], card["metrics"]),
-    ]
-    # In an order of our own: a card that was read from a file has its keys sorted.
-    baselines = sorted(card["baselines"], key=lambda name: (name != "majority", name))
-    lines += [_describe_scores(name, card["baselines"][name]["metrics"]) for name in baselines]
-    lines.append("")
-    if calibration["ece_after"] is not None:
-        lines.append(
-            f"calibration error {calibration['ece_before']:.3f}, "
-            f"{calibration['ece_after']:.3f} after temperature {calibration['temperature']:.2f}"
-        )
-    if families := card.get("families"):
-        gain = families["gain"]
-        low, high = gain["ci95"] or (math.nan, math.nan)
-        lines.append(
-            f"knows {families['count']} families by their words: {gain['value']:+.3f} "
-            f"[{low:+.3f}, {high:+.3f}] {gain['metric']} on the held-out proteins"
-        )
-    if abstention := card.get("abstention"):
-        share, right = abstention["answered"], abstention["accuracy_answered"]
-        lines.append(
-            f"answers {_describe_score(share)} of the held-out proteins (confidence from "
-            f"{abstention['threshold']:.3f}), with an accuracy of {_describe_score(right)}"
-        )
-    width = card.get("uncertainty", {}).get("halfwidth90")
-    if width is not None:
-        lines.append(
-            f"a number is ±{width:.3g} (90%); {card['uncertainty']['held_on_valid']:.1%} of the held-out were"
-        )
-    lines.append(f"intervals: {card['intervals']}")
-    lines += [f"limit: {limit}" for limit in card["limits"]]
-    return "\n".join(lines)
-
-
-def _describe_clusters(split: dict[str, Any]) -> str:
-    if split.get("clustered_by") == "given":
-        return " (by the table's own clusters)"
-    return f" (by {split['clustered_by']}, identity {split['identity']})" if "identity" in split else ""
-
-
-def _describe_scores(name: str, scores: dict[str, Any]) -> str:
-    cells = [_describe_score(score) for _, score in sorted(scores.items())]
-    return f"{name:<20}" + "".join(f"{cell:>26}" for cell in cells)
-
-
-def _describe_score(score: dict[str, Any]) -> str:
-    if score["value"] is None:
-        return "nothing known"
-    interval = " [{:.3f}, {:.3f}]".format(*score["ci95"]) if score["ci95"] else ""
-    return f"{score['value']:.3f}{interval}"
 
 
 def _decimal(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4f}"
 
 
-def _check_labels(
-    records: Sequence[SequenceRecord], *, classes: Sequence[str] = (), numbers: bool = False
-) -> None:
+def _tell_task(records: Sequence[SequenceRecord], task: Task) -> None:
+    """Say how cells with a separator of labels were taken."""
+    joined = [record.label for record in records if any(sign in (record.label or "") for sign in SEPARATORS)]
+    if joined and isinstance(task, Multilabel):
+        log.info(
+            "%d of %d cells join labels, such as %r: taken as a multilabel task of %d labels; "
+            "--task multiclass takes each cell as one class",
+            len(joined),
+            len(records),
+            joined[0],
+            len(task.labels),
+        )
+    elif joined:
+        log.warning(
+            "%d of %d cells hold ';' or '|', such as %r, and are taken as one class each; "
+            "--task multilabel splits them",
+            len(joined),
+            len(records),
+            joined[0],
+        )
+
+
+def _check_labels(records: Sequence[SequenceRecord], *, task: str, classes: Sequence[str] = ()) -> None:
     """Refuse a label that the task cannot take, while its record's place in the file is known."""
+    known = frozenset(classes)
     for record in records:
         if not record.label:
             raise LabelError(f"{record.place} has no label; give it one or drop it")
-        if classes and record.label not in classes:
-            raise LabelError(
-                f"{record.place}: label {record.label!r} is none of the classes {_name_some(classes)}"
-            )
-        if numbers and not _is_number(record.label):
+        try:
+            names = split_label(record.label) if task == Multilabel.name else (record.label,)
+        except LabelError as error:
+            raise LabelError(f"{record.place}: {error}") from error
+        for name in names:
+            if known and name not in known:
+                raise LabelError(
+                    f"{record.place}: label {name!r} is none of the classes {_name_some(classes)}"
+                )
+        if task == Regression.name and not _is_number(record.label):
             raise LabelError(
                 f"{record.place}: label {record.label!r} is not a finite number; mend or drop it"
             )
@@ -520,48 +511,6 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def _embed(
-    records: Sequence[SequenceRecord],
-    backbone: Backbone,
-    *,
-    layer: int,
-    pool: str,
-    first: int | None,
-    long: Long,
-    on_invalid: OnInvalid,
-    degap: bool,
-    batch_tokens: int | None,
-    cache: EmbeddingCache | None,
-    fp32: Callable[[], Backbone] | None,
-    progress: Callable[[int], object] | None,
-) -> _Embedded:
-    rows = list(
-        embed_records(
-            records,
-            backbone,
-            layer=layer,
-            pools=(pool,),
-            first=first,
-            long=long,
-            on_invalid=on_invalid,
-            degap=degap,
-            batch_tokens=batch_tokens,
-            cache=cache,
-            fp32=fp32,
-            progress=progress,
-        )
-    )
-    vectors = [row.vector(pool) for row in rows]
-    width = next((len(vector) for vector in vectors if vector is not None), 0)
-    if not width:
-        raise InputError(f"none of {len(rows)} records could be embedded; look at them with `bioxfer embed`")
-    features = np.full((len(rows), width), np.nan, dtype=np.float32)
-    for place, vector in enumerate(vectors):
-        if vector is not None:
-            features[place] = vector
-    return _Embedded(list(records), [row.sequence for row in rows], features)
 
 
 def _digest(records: Sequence[SequenceRecord]) -> str:

@@ -29,7 +29,7 @@ from bioxfer.backbones.compact import CompactBackbone
 from bioxfer.cli import app
 from bioxfer.prediction import list_heads
 
-COMMANDS = ["predict", "embed", "train", "evaluate", "pretrain"]
+COMMANDS = ["predict", "embed", "train", "evaluate", "split", "pretrain"]
 NESTED = ["models list", "models show", "models download", "models verify", "heads list", "heads show"]
 PACKAGE = Path(bioxfer.__file__).parents[1]
 DEMO = PACKAGE / "data" / "demo.fasta"

@@ -82,7 +82,7 @@ def test_small_memory_blocks_change_nothing(families, monkeypatch):
     whole = find_links(sequences, method="kmer")
     monkeypatch.setattr("bioxfer.homology._HITS_AT_ONCE", 300)
     parts = find_links(sequences, method="kmer")
-    for name in ("query", "reference", "identity", "coverage"):
+    for name in ("query", "reference", "identity", "coverage", "score"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
 
@@ -223,3 +223,113 @@ def test_homology_split_holds_out_whole_clusters_of_every_class():
     assert (side == homology_split(groups, valid=0.2, seed=3, y=y)).all()
     with pytest.raises(UsageError, match=r"valid 1\.5"):
         homology_split(groups, valid=1.5)
+
+
+def test_homology_split_makes_as_many_parts_as_are_asked_for():
+    groups = np.arange(200) // 2
+    part = homology_split(groups, valid=0.2, test=0.1, dev=0.1, seed=1)
+    assert {name: int((part == name).sum()) for name in np.unique(part)} == {
+        "train": 120, "dev": 20, "valid": 40, "test": 20
+    }  # fmt: skip
+    assert (part[::2] == part[1::2]).all()
+    for shares in ({"valid": 0.5, "test": 0.5}, {"valid": 0.0}, {"dev": -0.1}, {"test": float("nan")}):
+        with pytest.raises(UsageError, match=r"sum to|is not between"):
+            homology_split(groups, **shares)
+    with pytest.raises(UsageError, match="2 homology clusters cannot fill 3 folds"):
+        homology_split([0, 0, 1], valid=0.3, test=0.3)
+
+
+def test_every_column_of_a_matrix_is_balanced():
+    rng = np.random.default_rng(13)
+    groups = rng.integers(0, 150, size=600)
+    y = rng.random((600, 4)) < [0.5, 0.3, 0.1, 0.05]
+    y = np.column_stack([y, np.zeros(600)]).astype(np.float32)
+    for _, test in HomologyKFold(4).split(y, y, groups):
+        np.testing.assert_allclose(y[test, :4].sum(axis=0), y[:, :4].sum(axis=0) / 4, atol=4)
+
+
+def test_continuous_targets_are_not_balanced():
+    groups = np.arange(60) // 3
+    plain = [test.tolist() for _, test in HomologyKFold(3).split(groups, None, groups)]
+    for y in (np.linspace(0, 1, 60), np.arange(60), np.random.default_rng(0).random((60, 2))):
+        assert [test.tolist() for _, test in HomologyKFold(3).split(groups, y, groups)] == plain
+
+
+def test_a_class_of_one_cluster_is_missing_in_training_and_named(caplog):
+    groups = np.arange(30) // 2
+    y = np.where(groups == 7, "alone", "many")
+    with caplog.at_level("WARNING", logger="bioxfer"):
+        rounds = list(HomologyKFold(3).split(groups, y, groups))
+    assert "missing in that fold's training: alone; use fewer folds" in caplog.text
+    assert sum("alone" not in y[train] for train, _ in rounds) == 1
+    assert sum("alone" not in y[test] for _, test in rounds) == 2
+    caplog.clear()
+    list(HomologyKFold(3).split(groups, np.full(30, "only"), groups))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "groups", "sentence"),
+    [
+        ([], None, [], "0 proteins in 0 homology clusters cannot fill 2 folds"),
+        ([0] * 4, [0] * 3, [0, 1, 2, 3], "labels of shape \\(3,\\) do not fit 4 proteins"),
+        ([0] * 4, None, [0, 1, 2], "do not fit 4 proteins; give one cluster each"),
+        (["MK", "MK"], None, None, "2 proteins in 1 homology clusters cannot fill 2 folds"),
+    ],
+)
+def test_what_does_not_fit_is_refused(x, y, groups, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        list(HomologyKFold(2, method="kmer").split(x, y, groups))
+
+
+@pytest.mark.parametrize("options", [{"identity": 1.5}, {"coverage": -1.0}])
+def test_folds_refuse_thresholds_out_of_range(options):
+    with pytest.raises(UsageError, match=str(next(iter(options.values())))):
+        list(HomologyKFold(2, method="kmer", **options).split(["MKT", "WWP"]))
+
+
+def test_folds_serve_a_grid_search():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    rng = np.random.default_rng(14)
+    groups, x = np.arange(90) // 3, rng.normal(size=(90, 3))
+    search = GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=HomologyKFold(3, seed=2))
+    search.fit(x, x[:, 0] > 0, groups=groups)
+    assert search.n_splits_ == 3
+    assert search.best_score_ > 0.8
+
+
+def test_the_score_ranks_relatives():
+    rng = np.random.default_rng(15)
+    ancestor = natural(rng, 160)
+    nearer, farther = mutate(rng, ancestor, 0.1), mutate(rng, ancestor, 0.4)
+    links = find_links([ancestor], [farther, nearer], method="kmer")
+    assert links.reference.tolist() == [0, 1]
+    assert links.score[1] > links.score[0] > 30
+
+
+def test_repeats_do_not_score_twice():
+    rng = np.random.default_rng(16)
+    unit = natural(rng, 40)
+    once = find_links([natural(rng, 300)], [unit * 5], method="kmer")
+    twice = find_links([unit * 5], [unit * 5], method="kmer")
+    assert len(once) == 0
+    assert twice.score[0] == pytest.approx(5 * find_links([unit], [unit], method="kmer").score[0], rel=0.1)
+
+
+def test_a_gapped_alignment_finds_what_one_diagonal_does_not_cover():
+    rng = np.random.default_rng(17)
+    first = natural(rng, 240)
+    pieces = [mutate(rng, first[start : start + 24], 0.45) for start in range(0, 240, 24)]
+    second = "".join(piece + natural(rng, 4) for piece in pieces)
+    links = find_links([first], [second], coverage=0.8, method="kmer")
+    assert len(links) == 1
+    assert links.coverage[0] > 0.9
+    assert 0.4 < links.identity[0] < 0.7
+
+
+def test_near_copies_with_a_low_complexity_half_are_one_cluster():
+    rng = np.random.default_rng(18)
+    first = natural(rng, 60) + "SRSRSSRSRSSSRSRS" * 5
+    assert cluster_sequences([first, mutate(rng, first, 0.03)], method="kmer").tolist() == [0, 0]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 import bioxfer.embedding
+import bioxfer.estimators.predictors
 from bioxfer.clusters import HomologyKFold
 from bioxfer.embedding import Embeddings
 from bioxfer.errors import InputError, UsageError
@@ -112,7 +115,7 @@ def test_homologues_are_clustered_by_default(proteins, monkeypatch):
         seen.append((list(texts), identity))
         return np.arange(len(texts))
 
-    monkeypatch.setattr("bioxfer.estimators.cluster_sequences", spy)
+    monkeypatch.setattr("bioxfer.estimators.predictors.cluster_sequences", spy)
     SequenceClassifier("toy", folds=2).fit(sequences, y)
     assert seen == [(sequences, 0.3)]
     SequenceClassifier("toy", folds=2).fit(sequences, y, groups=np.arange(40))
@@ -172,7 +175,7 @@ def test_classes_of_numbers_are_sorted_as_numbers_and_columns_follow(classifier)
 def test_a_head_from_an_estimator_can_be_shown_and_says_that_it_was_not_measured(
     proteins, classifier, tmp_path
 ):
-    from bioxfer.training import describe_card
+    from bioxfer.cards import describe_card
 
     sequences, y = proteins
     classifier.fit(sequences, y).save(tmp_path / "h.safetensors")
@@ -186,3 +189,69 @@ def test_another_pooling_after_the_fit_is_refused(proteins, classifier):
     classifier.fit(sequences, y).set_params(pool="max")
     with pytest.raises(UsageError, match="max is not toy"):
         classifier.predict(sequences)
+
+
+def test_a_pipeline_is_searched_over_what_follows_the_vectors(proteins):
+    sequences, y = proteins
+    model = make_pipeline(SequenceEmbedder("toy"), LogisticRegression())
+    options = {"logisticregression__C": [1e-6, 10.0], "sequenceembedder__pool": ["mean", "max"]}
+    search = GridSearchCV(model, options, cv=HomologyKFold(2, method="kmer")).fit(sequences, y)
+    assert len(search.cv_results_["params"]) == 4
+    assert search.predict(sequences).tolist() == y.tolist()
+
+
+def test_a_pipeline_predicts_numbers_as_well(proteins):
+    sequences, _ = proteins
+    y = np.array([s.count("A") + s.count("D") for s in sequences])
+    model = make_pipeline(SequenceEmbedder("toy"), Ridge(alpha=1e-3))
+    scores = cross_val_score(model, sequences, y, cv=HomologyKFold(2, method="kmer"))
+    assert (scores > 0.6).all()
+
+
+def test_groups_reach_folds_and_fits(proteins, classifier, monkeypatch):
+    sequences, y = proteins
+    groups = np.arange(40) // 2
+    folds = HomologyKFold(2, method="kmer")
+    for train, test in folds.split(sequences, y, groups):
+        assert not set(groups[train]) & set(groups[test])
+    assert cross_val_score(classifier, sequences, y, groups=groups, cv=folds).tolist() == [1.0, 1.0]
+    seen = []
+    fit_head = bioxfer.estimators.predictors.fit_head
+
+    def spy(vectors, labels, *, groups, ids, head, task, folds, seed):
+        seen.append(groups)
+        return fit_head(vectors, labels, groups=groups, ids=ids, head=head, task=task, folds=folds, seed=seed)
+
+    monkeypatch.setattr("bioxfer.estimators.predictors.fit_head", spy)
+    with config_context(enable_metadata_routing=True):
+        asking = clone(classifier).set_fit_request(groups=True)
+        scores = cross_val_score(asking, sequences, y, params={"groups": groups}, cv=GroupKFold(2))
+    assert scores.tolist() == [1.0, 1.0]
+    assert [len(some) for some in seen] == [20, 20]
+    assert set(np.concatenate(seen)) == set(groups)
+
+
+def test_vectors_become_a_table_under_the_index_of_the_sequences(proteins):
+    sequences, _ = proteins
+    named = pd.Series(sequences[:3], index=["P1", "P2", "P3"])
+    table = SequenceEmbedder("toy", pool="mean").set_output(transform="pandas").fit_transform(named)
+    assert table.index.tolist() == ["P1", "P2", "P3"]
+    assert table.columns.tolist() == [f"mean{i}" for i in range(21)]
+
+
+def test_a_series_names_the_training_proteins(proteins, classifier):
+    sequences, y = proteins
+    named = pd.Series(sequences, index=[f"P{i}" for i in range(40)])
+    assert classifier.fit(named, y).head_.index.ids[:2] == ("P0", "P1")
+    numbered = pd.Series(sequences)
+    assert classifier.fit(numbered, y).head_.index.ids[:2] == ("seq1", "seq2")
+
+
+def test_a_card_that_lies_about_its_labels_is_read_as_text(proteins, classifier, tmp_path):
+    sequences, y = proteins
+    classifier.fit(sequences, y)
+    for word in ("int", "bool", "nonsense", 7):
+        classifier.head_.card["label_type"] = word
+        classifier.save(tmp_path / "h.safetensors")
+        again = SequenceClassifier.load(tmp_path / "h.safetensors")
+        assert again.predict(sequences).tolist() == y.tolist()

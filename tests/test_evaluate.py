@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -20,9 +22,11 @@ from bioxfer.evaluate import (
     log_loss,
     regression_metrics,
     score_answers,
+    score_beside,
     score_gain,
     score_predictions,
 )
+from bioxfer.tasks.number_metrics import RegressionMetrics
 
 
 def accuracy(y, p):
@@ -166,3 +170,29 @@ def test_answers_are_scored_by_their_share_and_their_accuracy():
     assert none["accuracy_answered"] == {"value": None, "ci95": None}
     lone = score_answers(y, p, answered, np.zeros(300))
     assert lone["answered"]["ci95"] is lone["accuracy_answered"]["ci95"] is None
+
+
+def test_numbers_are_drawn_by_weight_to_the_same_intervals():
+    """A draw that counts rows says what one that copies them does, with ties, constants and signs."""
+    rng = np.random.default_rng(5)
+    y, groups = rng.normal(size=200).round(1), rng.integers(0, 50, 200)
+    metrics = RegressionMetrics(3.0)
+    for p in (y + rng.normal(size=200).round(1), -y, np.zeros(200)):
+        quick = score_predictions(metrics, y, p, groups, n=100)
+        slow = score_predictions(lambda a, b: metrics(a, b), y, p, groups, n=100)
+        for name in ("spearman", "rmse"):
+            assert quick[name]["value"] == slow[name]["value"]
+            assert quick[name]["ci95"] == pytest.approx(slow[name]["ci95"], abs=1e-12)
+    assert score_predictions(metrics, y, y, np.zeros(200))["rmse"] == {"value": 0.0, "ci95": None}
+
+
+def test_baselines_beside_are_scored_as_each_alone():
+    rng = np.random.default_rng(6)
+    y, p, other, groups = (rng.integers(0, 3, 120) for _ in range(4))
+    metrics = partial(classification_metrics, n_classes=3)
+    mine, beside = score_beside(metrics, "mcc", y, p, {"guess": (metrics, other)}, groups, n=50)
+    assert mine == score_predictions(metrics, y, p, groups, n=50)
+    assert beside["guess"] == {
+        "metrics": score_predictions(metrics, y, other, groups, n=50),
+        "head_minus_baseline": score_gain(metrics, "mcc", y, p, other, groups, n=50),
+    }

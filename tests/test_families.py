@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from toys import backbone
 
+from bioxfer.cards import describe_card
 from bioxfer.errors import HeadFileError, UsageError
 from bioxfer.families import FamilyMemory
 from bioxfer.heads import TrainedHead
 from bioxfer.prediction import predict
 from bioxfer.sequences import SequenceRecord
-from bioxfer.training import describe_card, evaluate_on_records, train_on_records
+from bioxfer.training import evaluate_on_records, train_on_records
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -214,7 +215,7 @@ def test_families_need_a_selection_part_and_classes(change, options, error, told
 
 
 def test_options_of_families_are_refused_before_anything_is_embedded(monkeypatch):
-    monkeypatch.setattr("bioxfer.training.embed_records", None)
+    monkeypatch.setattr("bioxfer.represented.embed_records", None)
     with pytest.raises(UsageError, match="rows of the split dev, and there are none"):
         train_on_records(labelled(), backbone(), name="x", families=True)
 

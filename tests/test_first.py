@@ -22,6 +22,7 @@ import bioxfer.estimators
 import bioxfer.prediction
 import bioxfer.training
 from bioxfer.cache import EmbeddingCache
+from bioxfer.cards import describe_card
 from bioxfer.embedding import embed, embed_first, embed_records, make_engine
 from bioxfer.errors import SequenceError, UsageError
 from bioxfer.estimators import SequenceClassifier, SequenceRegressor
@@ -29,7 +30,7 @@ from bioxfer.heads import TrainedHead
 from bioxfer.prediction import predict, predict_rows
 from bioxfer.sequences import SequenceRecord
 from bioxfer.tasks import UNKNOWN
-from bioxfer.training import describe_card, evaluate_on_records, train_on_records
+from bioxfer.training import evaluate_on_records, train_on_records
 
 FIRST = 12
 

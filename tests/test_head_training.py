@@ -155,7 +155,7 @@ def test_the_card_says_all_that_contract_7_asks(trained):
     assert card["split"]["train"] + card["split"]["valid"] == 180
     assert sum(sum(counts.values()) for counts in card["labels"].values()) == 180
     assert set(card["metrics"]) == {"accuracy", "balanced_accuracy", "macro_f1", "mcc"}
-    assert set(card["baselines"]) == {"majority", "composition", "dipeptides", "nearest"}
+    assert set(card["baselines"]) == {"majority", "composition", "dipeptides", "nearest", "alignment"}
     for part in (card["metrics"], *(b["metrics"] for b in card["baselines"].values())):
         for score in part.values():
             low, high = score["ci95"]
@@ -173,7 +173,7 @@ def test_the_card_says_all_that_contract_7_asks(trained):
 
 
 def test_the_head_beats_baselines_that_see_nothing_of_the_signal(trained):
-    for name in ("majority", "composition", "dipeptides"):
+    for name in ("majority", "composition", "dipeptides", "alignment"):
         assert trained.card["baselines"][name]["head_minus_baseline"]["ci95"][0] > 0
 
 

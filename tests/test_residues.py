@@ -22,6 +22,7 @@ import bioxfer
 import bioxfer.prediction
 import bioxfer.residue_fitting
 from bioxfer.backbones.compact import random_backbone
+from bioxfer.cards import describe_card
 from bioxfer.embedding import embed
 from bioxfer.errors import FingerprintError, HeadFileError, InputError, LabelError, UsageError
 from bioxfer.estimators import ResidueClassifier
@@ -29,11 +30,12 @@ from bioxfer.headfile import digest, read_container, to_json
 from bioxfer.heads import TrainedHead
 from bioxfer.prediction import load_head, predict
 from bioxfer.residue_fitting import fit_residues, gather_residues
-from bioxfer.residue_scores import ResidueScores, score_residue_gain, window_codes
-from bioxfer.residue_training import encode_labels
-from bioxfer.residues import ResidueClasses, ResidueHead, look_like_residue_labels, read_head, run_residues
+from bioxfer.residue_labels import encode_labels
+from bioxfer.residue_scores import ResidueClassScores, score_residue_gain, window_codes
+from bioxfer.residue_tasks import ResidueClasses, look_like_residue_labels
+from bioxfer.residues import ResidueHead, read_head, run_residues
 from bioxfer.sequences import SequenceRecord
-from bioxfer.training import describe_card, evaluate_on_records, train_on_records
+from bioxfer.training import evaluate_on_records, train_on_records
 
 # Few epochs of a small network at a high rate: a short path is a quick test.
 SHORT = {"EPOCHS": (2, 20), "WIDTHS": (3,), "HIDDEN": 8, "RATE": {"linear": 2e-3, "conv": 5e-3}}
@@ -566,7 +568,7 @@ def test_a_second_fit_takes_the_steps_and_the_rates_that_were_chosen(monkeypatch
         made = rates[: setting["steps"]]
         assert len(made) == setting["steps"] >= setting["epochs"]
         rates.clear()
-        tensors, index = fitted.refit(data, task, np.arange(12), seed=0)
+        tensors, index = fitted.refit(data, np.arange(12), seed=0)
         assert len(rates) == setting["steps"]
         assert len(index.ids) == 12
         np.testing.assert_allclose(rates, made, atol=0.1 * made[0])
@@ -630,7 +632,7 @@ def test_scores_are_those_of_the_text_books():
     targets = rng.integers(-1, 4, lengths.sum())
     said = np.where(rng.random(len(targets)) < 0.6, np.maximum(targets, 0), rng.integers(0, 4, len(targets)))
     expected = said + rng.normal(size=len(said))
-    scores = ResidueScores(task, targets, said, lengths, groups, expected=expected)
+    scores = ResidueClassScores(task, targets, said, lengths, groups, expected=expected)
     found = scores.score(seed=0)
     seen = targets >= 0
     assert found["accuracy"]["value"] == pytest.approx((targets == said)[seen].mean())
@@ -648,7 +650,7 @@ def test_scores_are_those_of_the_text_books():
         "value": 0.0,
         "ci95": [0.0, 0.0],
     }
-    alone = ResidueScores(task, targets, said, lengths, np.zeros(50)).score(seed=0)
+    alone = ResidueClassScores(task, targets, said, lengths, np.zeros(50)).score(seed=0)
     assert alone["accuracy"]["ci95"] is None
 
 

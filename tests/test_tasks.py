@@ -44,8 +44,8 @@ def test_labels_that_fit_no_task_are_named():
         Regression.from_labels(["1.0", "warm"])
     with pytest.raises(LabelError, match="all 2 are the same"):
         Regression.from_labels(["1.0", "1"])
-    with pytest.raises(UsageError, match="task 'multilabel' is not one of"):
-        task_from_name("multilabel", ["a", "b"])
+    with pytest.raises(UsageError, match="task 'several' is not one of"):
+        task_from_name("several", ["a", "b"])
 
 
 def test_multiclass_decodes_to_the_likeliest_class_at_the_temperature():

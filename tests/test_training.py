@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from toys import backbone, fasta, head, proteins, table
 
+from bioxfer.cards import describe_card
 from bioxfer.errors import FingerprintError, InputError, LabelError, UsageError
 from bioxfer.sequences import SequenceRecord
-from bioxfer.training import describe_card, evaluate_on_records, read_labelled, train_on_records
+from bioxfer.training import evaluate_on_records, read_labelled, train_on_records
 
 
 @pytest.fixture(autouse=True)
@@ -254,6 +255,16 @@ def test_evaluation_counts_what_it_judges(caplog):
     assert "memory" not in caplog.text
 
 
+def test_evaluation_says_how_often_label_sets_hold_the_truth():
+    fresh = [SequenceRecord(f"new{n}", r.sequence, label=r.label) for n, r in enumerate(proteins(30, seed=9))]
+    rows = judge(fresh)
+    for coverage in (0.8, 0.9, 0.95):
+        assert 0.8 <= float(rows[f"set_covered_{coverage}"][0]) <= 1
+        value, low, high = map(float, rows[f"set_size_{coverage}"])
+        assert 1 <= low <= value <= high <= 2
+    assert "set_covered_0.9" not in judge(fresh, replace(head(), conformal=None))
+
+
 def test_evaluation_on_training_proteins_says_so(caplog):
     rows = judge(proteins(10))
     assert rows["trained_on"][0] == "10"
@@ -351,7 +362,7 @@ def test_evaluation_keeps_the_clusters_of_the_table():
     ],
 )
 def test_options_are_refused_before_anything_is_embedded(monkeypatch, options, error, told):
-    monkeypatch.setattr("bioxfer.training.embed_records", None)
+    monkeypatch.setattr("bioxfer.represented.embed_records", None)
     records = with_splits("valid")
     if options.get("task") == "regression":
         records = [replace(r, label=f"{n}.5") for n, r in enumerate(records)]

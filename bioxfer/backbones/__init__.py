@@ -43,6 +43,8 @@ __all__ = [
     "Representation",
     "WeightsCheck",
     "download_backbone",
+    "find_weights",
+    "is_backbone_name",
     "list_backbones",
     "load_backbone",
     "matrix_dtype",
@@ -184,9 +186,9 @@ def load_backbone(
     ----------
     name_or_path : str or Path
         ``compact``, a fair-esm name such as ``esm2_t6_8M_UR50D``, a fair-esm
-        checkpoint (``.pt``) or weights that `bioxfer.pretrain` made
-        (``.safetensors``). ESM weights that are not in torch.hub's cache
-        folder are downloaded to it.
+        checkpoint (``.pt``), weights that `bioxfer.pretrain` made, or an adapter
+        of `bioxfer.lora` (both ``.safetensors``). ESM weights that are not in
+        torch.hub's cache folder are downloaded to it.
     precision : {"fp32", "bf16", "fp16", "auto"}, optional
         Type of the matrices, see `resolve_precision`.
     device : str, optional
@@ -204,6 +206,8 @@ def load_backbone(
         If weights would have to be downloaded and the network is forbidden.
     WeightsError
         If a weights file is missing, damaged, foreign or unsafe.
+    FingerprintError
+        If an adapter meets a base that is not its own.
     UsageError
         If precision, device or threads cannot be had.
     """
@@ -212,20 +216,33 @@ def load_backbone(
     resolved = resolve_precision(precision, device=device)
     if threads is not None:
         _set_threads(threads)
-    if wanted == _COMPACT or wanted.endswith(".safetensors"):
-        from bioxfer.backbones.compact import load_compact
+    path = find_weights(wanted, offline=offline)
+    if path.suffix != ".safetensors":
+        from bioxfer.backbones.fairesm import load_esm
 
-        return load_compact(
-            None if wanted == _COMPACT else _existing(wanted), precision=resolved, device=device
-        )
+        return load_esm(path, precision=resolved, device=device)
 
-    from bioxfer.backbones.fairesm import load_esm
+    from bioxfer.backbones.adapters import is_adapter, load_adapted
+    from bioxfer.backbones.compact import load_compact
 
-    if wanted in _ESM:
-        path = download_backbone(wanted, offline=offline)
-    else:
-        path = check_weights(_existing(wanted)).path
-    return load_esm(path, precision=resolved, device=device)
+    if is_adapter(path):
+        return load_adapted(path, precision=resolved, device=device, offline=offline)
+    return load_compact(None if wanted == _COMPACT else path, precision=resolved, device=device)
+
+
+def is_backbone_name(text: str) -> bool:
+    """Tell whether `load_backbone` knows this as a name and not as a file."""
+    return text in (_COMPACT, *_ESM)
+
+
+def find_weights(name_or_path: str | Path, *, offline: bool = False) -> Path:
+    """Find the weights file of a backbone; parameters and errors as those of `load_backbone`."""
+    wanted = os.fspath(name_or_path)
+    _check_known(wanted)
+    if is_backbone_name(wanted):
+        return download_backbone(wanted, offline=offline)
+    path = _existing(wanted)
+    return path if path.suffix == ".safetensors" else check_weights(path).path
 
 
 def list_backbones() -> list[BackboneInfo]:
@@ -331,10 +348,15 @@ def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> W
     if wanted.endswith(".pt"):
         return check_weights(_existing(wanted), sha256=sha256)
 
-    from bioxfer.backbones.compact import COMPACT_WEIGHTS, load_compact
+    from bioxfer.backbones.adapters import is_adapter, load_adapter
+    from bioxfer.backbones.compact import COMPACT_WEIGHTS, read_compact
 
     path = COMPACT_WEIGHTS if wanted == _COMPACT else _existing(wanted)
-    load_compact(path)  # small enough to look at every shape and value
+    # small enough to look at every shape and value
+    if is_adapter(path):
+        load_adapter(path)
+    else:
+        read_compact(path)
     found = sha256_of(path)
     if sha256 is not None and sha256.strip().lower() != found:
         raise WeightsError(f"{path}: sha256 is {found}, but {sha256} was asked for; fetch the file again")
@@ -422,7 +444,7 @@ def _set_threads(threads: int) -> None:
 
 
 def _check_known(wanted: str) -> None:
-    if wanted not in (_COMPACT, *_ESM) and not wanted.endswith((".pt", ".safetensors")):
+    if not is_backbone_name(wanted) and not wanted.endswith((".pt", ".safetensors")):
         raise _unknown(wanted)
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "load_compact",
     "random_backbone",
     "read_card",
+    "read_compact",
     "save_compact",
     "tokenize",
 ]
@@ -233,7 +234,8 @@ class _Neighbours(torch.autograd.Function):
         to_weight = torch.zeros_like(weight, dtype=torch.float32)
         for tap, here, there in _taps(ctx.groups, weight.shape[0]):
             there(to_h).addcmul_(here(gradient), weight[tap])
-            to_weight[tap] += (here(gradient) * there(h)).sum((0, 1), dtype=torch.float32)
+            if ctx.needs_input_grad[1]:
+                to_weight[tap] += (here(gradient) * there(h)).sum((0, 1), dtype=torch.float32)
         return to_h, to_weight.to(weight.dtype), None
 
 
@@ -543,6 +545,13 @@ def load_compact(
     WeightsError
         If the file is damaged, foreign or does not fit its stated shape.
     """
+    model, card = read_compact(path)
+    name = "compact" if path is None else Path(path).stem
+    return CompactBackbone(model, name=name, precision=precision, device=device, card=card)
+
+
+def read_compact(path: str | Path | None = None) -> tuple[CompactModel, dict[str, Any]]:
+    """Read the model that `load_compact` runs, in float32, and its card; it raises what that does."""
     from safetensors.torch import load_file
 
     place = Path(path) if path is not None else COMPACT_WEIGHTS
@@ -557,8 +566,7 @@ def load_compact(
         raise WeightsError(f"{place}: weights do not fit their stated shape ({error})") from error
     if not all(bool(torch.isfinite(t).all()) for t in model.state_dict().values()):
         raise WeightsError(f"{place}: weights hold numbers that are not finite; fetch them again")
-    name = "compact" if path is None else place.stem
-    return CompactBackbone(model, name=name, precision=precision, device=device, card=card)
+    return model, card
 
 
 def random_backbone(

@@ -36,7 +36,7 @@ from bioxfer.backbones.kernels import ROWS, Kernels, Product, Scratch, load_kern
 from bioxfer.backbones.packing import Pack, attend, pack_tokens, project, rotate
 from bioxfer.errors import SequenceError, UsageError
 
-__all__ = ["ALPHABET", "EsmBackbone", "EsmConfig", "EsmEncoder"]
+__all__ = ["ALPHABET", "EsmBackbone", "EsmConfig", "EsmEncoder", "tokenize_esm"]
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"
 ALPHABET = ("<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, ".", "-", "<null_1>", "<mask>")
@@ -340,7 +340,7 @@ class EsmBackbone:
         UsageError
             If there is no such layer.
         """
-        states = self.represent_tokens([_tokenize(sequence) for sequence in sequences], layers=layers)
+        states = self.represent_tokens([tokenize_esm(sequence) for sequence in sequences], layers=layers)
         return [Representation(residues=state[:, 1:-1], cls=state[:, 0]) for state in states]
 
     @torch.inference_mode()
@@ -379,7 +379,7 @@ class EsmBackbone:
         return [parts.transpose(0, 1) for parts in pack.unpack(torch.stack(states, dim=1))]
 
 
-def _tokenize(sequence: str) -> Tensor:
+def tokenize_esm(sequence: str) -> Tensor:
     """Token numbers of a sequence between ``<cls>`` and ``<eos>``, ``(L + 2,)`` uint8."""
     # One byte for each character; what is not ASCII becomes "?", which is no residue.
     tokens = _TOKEN_OF_BYTE[np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)]

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from bioxfer.backbones import matrix_dtype, resolve_precision
 from bioxfer.backbones.esm import ALPHABET, MASK, PAD, EsmBackbone, EsmConfig, EsmEncoder
-from bioxfer.backbones.weights import fingerprint
+from bioxfer.backbones.weights import fingerprint as fingerprint_of
 from bioxfer.errors import UsageError, WeightsError
 
-__all__ = ["from_fairesm", "load_esm"]
+__all__ = ["from_fairesm", "load_esm", "read_esm"]
 
 
 def load_esm(path: str | Path, *, precision: str = "fp32", device: str = "cpu") -> EsmBackbone:
@@ -48,6 +48,21 @@ def load_esm(path: str | Path, *, precision: str = "fp32", device: str = "cpu") 
         values, or is no model of this family; and for any file where torch is
         older than 2.10.
     """
+    precision = resolve_precision(precision, device=device)
+    encoder, fingerprint = read_esm(path, matrices=matrix_dtype(precision))
+    return EsmBackbone(encoder.to(device), name=Path(path).stem, precision=precision, fingerprint=fingerprint)
+
+
+def read_esm(path: str | Path, *, matrices: torch.dtype = torch.float32) -> tuple[EsmEncoder, str]:
+    """Read the model that `load_esm` runs, and its fingerprint; it raises what that does.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.pt`` file as fair-esm publishes it.
+    matrices : torch.dtype, optional
+        Type of the matrices.
+    """
     path = Path(path)
     checkpoint = _read_checkpoint(path)
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
@@ -68,10 +83,8 @@ def load_esm(path: str | Path, *, precision: str = "fp32", device: str = "cpu") 
         heads=heads,
         token_dropout=bool(options.get("token_dropout", False)),
         clear_mask="embed_positions.weight" in state,  # as fair-esm does when it loads the older families
-        name=path.stem,
         place=str(path),
-        precision=precision,
-        device=device,
+        matrices=matrices,
     )
 
 
@@ -111,15 +124,15 @@ def from_fairesm(
             f"{kind} is no ESM-1b, ESM-1v or ESM-2 of fair-esm; if EvolutionaryScale's package, also "
             f"imported as 'esm', stands in its place, run: pip uninstall esm && pip install fair-esm==2.0.0"
         )
-    return _build(
+    precision = resolve_precision(precision, device=device)
+    encoder, fingerprint = _build(
         model.state_dict(),
         heads=heads,
         token_dropout=bool(getattr(source, "token_dropout", False)),
-        name=name,
         place=kind,
-        precision=precision,
-        device=device,
+        matrices=matrix_dtype(precision),
     )
+    return EsmBackbone(encoder.to(device), name=name, precision=precision, fingerprint=fingerprint)
 
 
 def _read_checkpoint(path: Path) -> Any:
@@ -161,13 +174,11 @@ def _build(
     *,
     heads: int,
     token_dropout: bool,
-    name: str,
     place: str,
     clear_mask: bool = False,
-    precision: str,
-    device: str,
-) -> EsmBackbone:
-    """Make a backbone of weights under fair-esm's names."""
+    matrices: torch.dtype,
+) -> tuple[EsmEncoder, str]:
+    """Make a model of weights under fair-esm's names, and its fingerprint."""
     unused = ("lm_head.", "contact_head.")
     state = {key: weight.detach() for key, weight in state.items() if not key.startswith(unused)}
     config = _read_config(state, heads=heads, token_dropout=token_dropout, place=place)
@@ -188,20 +199,14 @@ def _build(
     turns = [weight for key, weight in state.items() if key.endswith("rot_emb.inv_freq")]
     if not all(torch.equal(weight, turns[0]) for weight in turns):
         raise WeightsError(f"{place}: rotary frequencies differ between layers; it is damaged")
-    precision = resolve_precision(precision, device=device)
     with torch.device("meta"):
         encoder = EsmEncoder(config)
     try:
-        encoder.load_state_dict(_fuse(state, config, matrices=matrix_dtype(precision)), assign=True)
+        encoder.load_state_dict(_fuse(state, config, matrices=matrices), assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(f"{place}: weights do not fit together ({reason}); it is not whole") from error
-    return EsmBackbone(
-        encoder.requires_grad_(False).eval().to(device),
-        name=name,
-        precision=precision,
-        fingerprint=fingerprint(asdict(config), state),
-    )
+    return encoder.requires_grad_(False).eval(), fingerprint_of(asdict(config), state)
 
 
 def _read_config(state: Mapping[str, Tensor], *, heads: int, token_dropout: bool, place: str) -> EsmConfig:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "AdaptedLinear",
     "Groups",
     "Pack",
     "attend",
@@ -142,7 +143,35 @@ def project(x: Tensor, linear: nn.Linear) -> Tensor:
     Tensor
         ``(T, E)``.
     """
-    return F.linear(x, linear.weight, linear.bias.to(linear.weight.dtype))
+    y = F.linear(x, linear.weight, linear.bias.to(linear.weight.dtype))
+    return linear.change(x, y) if isinstance(linear, AdaptedLinear) else y
+
+
+class AdaptedLinear(nn.Linear):
+    """A linear layer with a trainable change of low rank to its matrix: ``W + scale B A``.
+
+    The matrix is left as it is (Hu et al., ICLR 2022, arXiv:2106.09685). Read it through `project`.
+
+    Parameters
+    ----------
+    linear : Linear
+        From ``D`` to ``E``; its weights are shared.
+    a, b : Tensor
+        ``(r, D)`` and ``(E, r)`` float32.
+    scale : float
+        Factor on the change.
+    """
+
+    def __init__(self, linear: nn.Linear, a: Tensor, b: Tensor, *, scale: float) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        self.scale = scale
+
+    def change(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the change to the layer's result ``y: (T, E)`` for ``x: (T, D)``."""
+        return torch.addmm(y, F.linear(x, self.a.to(x.dtype)), self.b.t().to(x.dtype), alpha=self.scale)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, scale: float) -> Tensor:

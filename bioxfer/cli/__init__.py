@@ -10,8 +10,10 @@ import typer
 from bioxfer import __version__
 from bioxfer.cli.catalogue import heads_app, models_app
 from bioxfer.cli.inference import embed_command, predict_command
+from bioxfer.cli.splitting import split_command
 from bioxfer.cli.terminal import EXIT_CODES, run_app
 from bioxfer.cli.training import evaluate_command, pretrain_command, train_command
+from bioxfer.cli.transferring import transfer_command
 
 __all__ = ["app", "main"]
 
@@ -44,7 +46,9 @@ def _root(
 app.command("predict", epilog=EXIT_CODES)(predict_command)
 app.command("embed", epilog=EXIT_CODES)(embed_command)
 app.command("train", epilog=EXIT_CODES)(train_command)
+app.command("transfer", epilog=EXIT_CODES)(transfer_command)
 app.command("evaluate", epilog=EXIT_CODES)(evaluate_command)
+app.command("split", epilog=EXIT_CODES)(split_command)
 app.command("pretrain", epilog=EXIT_CODES)(pretrain_command)
 app.add_typer(models_app, name="models")
 app.add_typer(heads_app, name="heads")

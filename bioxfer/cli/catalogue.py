@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bioxfer.cli.options import Offline
+from bioxfer.cli.options import Offline, Overwrite
+from bioxfer.cli.preparing import given_files
 from bioxfer.cli.terminal import EXIT_CODES, show_download, start_messages
 
 __all__ = ["heads_app", "models_app"]
@@ -15,10 +17,17 @@ __all__ = ["heads_app", "models_app"]
 models_app = typer.Typer(
     help="The backbones: list, show, download, verify.", rich_markup_mode=None, epilog=EXIT_CODES
 )
-heads_app = typer.Typer(help="The heads: list, show.", rich_markup_mode=None, epilog=EXIT_CODES)
+heads_app = typer.Typer(help="The heads: list, show, plot.", rich_markup_mode=None, epilog=EXIT_CODES)
 
 _Sha256 = Annotated[str | None, typer.Option("--sha256", metavar="HEX", help="Hash that the file must have.")]
 _Head = Annotated[str, typer.Argument(metavar="HEAD", help="Name of a ready head, or a head file.")]
+
+
+class Picture(str, Enum):
+    """What can be drawn of a card."""
+
+    reliability = "reliability"
+    learning_curve = "learning-curve"
 
 
 @models_app.command("list", epilog=EXIT_CODES)
@@ -41,15 +50,18 @@ def list_models() -> None:
 @models_app.command("show", epilog=EXIT_CODES)
 def show_model(
     name: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="compact, or weights that bioxfer pretrain wrote.")
+        str, typer.Argument(metavar="[NAME]", help="compact, or weights or an adapter of bioxfer's.")
     ] = "compact",
 ) -> None:
-    """Print the card of a compact backbone, as JSON."""
+    """Print the card of a compact backbone or an adapter, as JSON."""
     import json
 
+    from bioxfer.backbones.adapters import is_adapter, load_adapter
     from bioxfer.backbones.compact import read_card
 
-    typer.echo(json.dumps(read_card(None if name == "compact" else name), indent=2, ensure_ascii=False))
+    adapted = name != "compact" and is_adapter(name)
+    card = load_adapter(name).card if adapted else read_card(None if name == "compact" else name)
+    typer.echo(json.dumps(card, indent=2, ensure_ascii=False))
 
 
 @models_app.command("download", epilog=EXIT_CODES)
@@ -124,8 +136,35 @@ def show_head(
     """Print the card of a head: data, split, metrics, baselines, calibration, limits."""
     import json
 
+    from bioxfer.cards import describe_card
     from bioxfer.prediction import load_head
-    from bioxfer.training import describe_card
 
     card = load_head(name).card
     typer.echo(json.dumps(card, indent=2, ensure_ascii=False) if as_json else describe_card(card))
+
+
+@heads_app.command("plot", epilog=EXIT_CODES)
+def plot_head(
+    name: _Head,
+    out: Annotated[
+        str, typer.Option("-o", "--out", metavar="FILE", help="Picture to write: .png, .svg or .pdf.")
+    ],
+    what: Annotated[
+        Picture,
+        typer.Option(
+            "--what",
+            help="How often answers of each probability were right; or how good each way of transfer is with "
+            "so many labelled proteins (of a head that bioxfer transfer trained).",
+        ),
+    ] = Picture.reliability,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw the card of a head; needs bioxfer[report]."""
+    start_messages(quiet=False)
+    from bioxfer.output import check_output
+    from bioxfer.prediction import load_head
+    from bioxfer.report import check_plot, save_plot
+
+    check_plot(out)
+    check_output(out, inputs=given_files([name]), overwrite=overwrite)
+    save_plot(load_head(name).card, out, what=what.value)

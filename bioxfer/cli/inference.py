@@ -64,6 +64,15 @@ def predict_command(
             "unknown fills them too.",
         ),
     ] = False,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            "--coverage",
+            metavar="SHARE",
+            help="Add a column with the labels among which the true one is in this share of proteins like "
+            "the training data, such as 0.9; of a number two, its least and largest value.",
+        ),
+    ] = None,
     shape: Annotated[
         TableShape,
         typer.Option(
@@ -93,10 +102,12 @@ def predict_command(
 
     One row per record, in input order. Columns: id, length, status (ok, windowed, truncated, skipped,
     failed), message; then, for each head, its label, the calibrated score, the nearest training protein
-    with its cosine similarity, and a flag (in-domain or far). A long table has head, rank, label and score
+    with its cosine similarity, and a flag (in-domain or far); with --coverage also its label set, likeliest
+    first. A long table has head, rank, label and score
     instead; where a head says unknown, that is a row of rank 0, without a score, before its classes. The
-    label of a head for residues has one character per residue (? where the end was cut off), its score is
-    the mean over residues, and a long table then has position and residue too.
+    label of a head for residues has one character per residue, or one number, separated by spaces (? where
+    the end was cut off); its score is the mean over residues, and empty for numbers; a long table then has
+    position and residue too.
     """
     start_messages(quiet=quiet, verbose=verbose)
     from bioxfer.output import check_output, table_format
@@ -116,6 +127,7 @@ def predict_command(
             load(precision.value),
             shape=shape.value,
             probabilities=probabilities,
+            coverage=coverage,
             long=long.value,
             on_invalid=on_invalid.value,
             degap=degap,

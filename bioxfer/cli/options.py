@@ -110,6 +110,7 @@ class HeadForm(str, Enum):
     mlp = "mlp"
     nearest = "nearest"
     blend = "blend"
+    light_attention = "light-attention"
     conv = "conv"
 
 
@@ -118,8 +119,10 @@ class TaskKind(str, Enum):
 
     auto = "auto"
     multiclass = "multiclass"
+    multilabel = "multilabel"
     regression = "regression"
     residue_class = "residue-class"
+    residue_regression = "residue-regression"
 
 
 class Split(str, Enum):

@@ -61,9 +61,23 @@ def train_command(
             "--name", metavar="NAME", help="Name of the head and of its columns; FILE's stem if not given."
         ),
     ] = None,
-    task: Annotated[TaskKind, typer.Option("--task", help="auto tells by the labels.")] = TaskKind.auto,
+    task: Annotated[
+        TaskKind,
+        typer.Option(
+            "--task",
+            help="auto tells by the labels. Several of one protein (multilabel) are joined by ; or |. Of "
+            "residues a label has one character each (residue-class), or one number each "
+            "(residue-regression): separated by spaces, or all of one digit.",
+        ),
+    ] = TaskKind.auto,
     head: Annotated[
-        HeadForm, typer.Option("--head", help="auto chooses by cross-validation over homology clusters.")
+        HeadForm,
+        typer.Option(
+            "--head",
+            help="auto chooses by cross-validation over homology clusters. light-attention also reads each "
+            "residue, for more time and memory (512 bytes a residue with compact), and is no part of auto; "
+            "conv labels residues.",
+        ),
     ] = HeadForm.auto,
     split: Annotated[
         Split,
@@ -165,7 +179,8 @@ def train_command(
         raise UsageError(f"a head is a .safetensors file, not {out!r}; change the suffix")
     check_output(out, inputs=[source, *given_files([labels, model])], overwrite=overwrite)
     parse_pool(pool)
-    from bioxfer.training import describe_card, read_labelled, train_on_records
+    from bioxfer.cards import describe_card
+    from bioxfer.training import read_labelled, train_on_records
 
     records = read_labelled(
         source,

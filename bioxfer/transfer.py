@@ -1,0 +1,554 @@
+"""Move what is learnt on a source task to a target task, and tell whether that helped.
+
+Three ways to a head for the target are compared on the same held-out proteins: the target alone;
+*sequential*, where a trunk is trained on the sources, moved and held still, and a classifier is fitted to the
+target; and *joint*, where both are trained at once with ``L = L_src + λ·L_tar``. The way is chosen, as is λ,
+on the training part of the target; the held-out proteins only judge.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bioxfer.errors import LabelError, UsageError, WeightsError
+from bioxfer.evaluate import draw_metric, interval, score_gain, score_predictions
+from bioxfer.output import publish
+from bioxfer.selection import Fitted, HeadChoice, select
+from bioxfer.solvers import Form
+from bioxfer.tasks import Task
+from bioxfer.trunks import LAMBDAS, Joint, Labelled, Sequential, Trunk, train_trunk
+
+__all__ = [
+    "CURVE_COLUMNS",
+    "DRAWS",
+    "SIZES",
+    "WAYS",
+    "Journal",
+    "Transfer",
+    "check_lam",
+    "check_sizes",
+    "compare",
+    "curve_rows",
+    "draw_proteins",
+    "fit",
+    "judge_gain",
+]
+
+WAYS = ("target_only", "sequential", "joint")
+SIZES = (16, 64, 256)
+"""Sizes of the target's training part on the learning curve, beside all of it."""
+DRAWS = 3  # of each size
+
+Report: TypeAlias = Callable[[str], object]
+Lam: TypeAlias = float | str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transfer:
+    """What `fit` found.
+
+    Attributes
+    ----------
+    trunk : Trunk
+        Trained on the sources alone.
+    chosen : {"target_only", "sequential", "joint"}
+        The way with the least loss on target proteins that it was not fitted on.
+    forms : sequence of Form or None
+        Of the chosen way, for `bioxfer.selection.select`; None for the target alone.
+    fits : dict of str to Fitted
+        By each way.
+    card : dict
+        What a head's card says under ``transfer``: sources, ways with their scores, verdict, learning curve.
+    """
+
+    trunk: Trunk
+    chosen: str
+    forms: Sequence[Form] | None
+    fits: dict[str, Fitted]
+    card: dict[str, Any]
+
+
+def fit(
+    sources: Sequence[Labelled],
+    target: Labelled,
+    held: Labelled,
+    *,
+    lam: Lam = "auto",
+    head: HeadChoice = "auto",
+    dev: npt.NDArray[np.bool_] | None = None,
+    folds: int = 5,
+    sizes: Sequence[int] = SIZES,
+    draws: int = DRAWS,
+    seed: int = 0,
+    report: Report | None = None,
+    journal: Journal | None = None,
+) -> Transfer:
+    """Fit a head for the target in three ways and compare them.
+
+    Parameters
+    ----------
+    sources : sequence of Labelled
+        One or more source tasks, free of relatives of the held-out proteins.
+    target : Labelled
+        Training part of the target, N proteins.
+    held : Labelled
+        Its held-out part; only judged.
+    lam : float or "auto"
+        Weight λ of the target's loss in the joint training; ``auto`` compares 0.3, 1 and 3.
+    head : {"auto", "linear", "mlp", "nearest", "blend"}
+        Form of the head of the target alone; those of the other ways are a network on the trunk, which
+        ``auto`` may mix with the votes of neighbours, as it does for the target alone.
+    dev : ndarray (N,) of bool, optional
+        Target proteins that choose; whole clusters are left out in turn if not given.
+    folds : int
+        Of that cross-validation.
+    sizes : sequence of int
+        Numbers of target proteins on the learning curve; all of them is always the last.
+    draws : int
+        Training sets drawn at each of these sizes.
+    seed : int
+        Of everything random.
+    report : callable, optional
+        Is told a line at a time how far it is.
+    journal : Journal, optional
+        Keeps what is finished, and is asked for it first.
+
+    Returns
+    -------
+    Transfer
+        The chosen way, and the comparison.
+
+    Raises
+    ------
+    UsageError
+        λ or a size is out of range, there is no source, or widths differ.
+    LabelError
+        As in `bioxfer.selection.select`.
+
+    References
+    ----------
+    The objective is that of multi-task learning with hard parameter sharing (Caruana, Machine Learning 1997).
+    """
+    lambdas = check_lam(lam)
+    _check_sets(sources, target, held, sizes, draws)
+    tell: Report = report or (lambda line: None)
+    notes = journal or Journal(None, "")
+    trunk = _learn_trunk(sources, seed, tell, notes)
+    forms: dict[str, Sequence[Form] | None] = {
+        "target_only": None,
+        "sequential": [Sequential(trunk)],
+        "joint": [Joint(trunk, tuple(sources), value) for value in lambdas],
+    }
+
+    def run(way: str, data: Labelled, chosen_by: npt.NDArray[np.bool_] | None) -> Fitted:
+        return select(
+            data.x,
+            data.y,
+            [str(number) for number in range(len(data.x))],
+            data.group,
+            data.task,
+            head=head,
+            forms=forms[way],
+            dev=chosen_by,
+            folds=folds,
+            seed=seed,
+        )
+
+    fits: dict[str, Fitted] = {}
+    said: dict[str, npt.NDArray[Any]] = {}
+    for way in WAYS:
+        fits[way] = run(way, target, dev)
+        said[way] = target.task.predict(fits[way].outputs(held.x))
+        tell(f"{_name(way)}: loss {fits[way].loss:.4f} on target proteins left out ({fits[way].kind})")
+    card: dict[str, Any] = {
+        "trunk": {
+            "kind": "adapter",
+            "steps": trunk.steps,
+            "members": trunk.weight.shape[0],
+            "hidden": trunk.weight.shape[1],
+        },
+        "sources": [
+            {
+                "name": source.name,
+                "task": source.task.name,
+                "proteins": len(source.x),
+                "held_out_loss": None if math.isnan(loss) else loss,
+            }
+            for source, loss in zip(sources, trunk.losses, strict=True)
+        ],
+        "lam": "compared: " + ", ".join(f"{value:g}" for value in lambdas) if lam == "auto" else lambdas[0],
+        **compare(fits, said, target.task, held, seed=seed),
+    }
+    whole = {way: said[way][None] for way in WAYS}
+    card["curve"], card["left_out_sizes"] = _draw_curve(
+        target, held, run, whole, sizes=sizes, draws=draws, dev=dev, seed=seed, tell=tell, notes=notes
+    )
+    chosen = card["chosen"]
+    return Transfer(trunk, chosen, forms[chosen], fits, card)
+
+
+def check_lam(lam: Lam) -> tuple[float, ...]:
+    """Return the weights λ to compare.
+
+    Raises
+    ------
+    UsageError
+        λ is no number above 0 and at most 1000, nor ``auto``.
+    """
+    if lam == "auto":
+        return LAMBDAS
+    try:
+        value = float(lam)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1000:
+        raise UsageError(
+            f"lam {lam} is no weight of the target's loss; give a number above 0, 1000 at most, or auto"
+        )
+    return (value,)
+
+
+def check_sizes(sizes: Sequence[int], draws: int) -> None:
+    """Refuse what makes no learning curve.
+
+    Raises
+    ------
+    UsageError
+        A size is below 2, or there are no draws.
+    """
+    if draws < 1 or any(size < 2 for size in sizes):
+        told = ", ".join(map(str, sizes))
+        raise UsageError(f"sizes {told} with {draws} draws make no learning curve; give sizes of 2 or more")
+
+
+def judge_gain(gain: Mapping[str, Any]) -> str:
+    """Say what a paired difference means: ``helped``, ``no difference`` or ``hurt``.
+
+    Parameters
+    ----------
+    gain : mapping
+        What `bioxfer.evaluate.score_gain` returned; without an interval nothing is proved.
+    """
+    low, high = gain["ci95"] or (-math.inf, math.inf)
+    return "helped" if low > 0 else "hurt" if high < 0 else "no difference"
+
+
+def _check_sets(
+    sources: Sequence[Labelled], target: Labelled, held: Labelled, sizes: Sequence[int], draws: int
+) -> None:
+    if not sources:
+        raise UsageError("there is nothing to transfer from; give a source table")
+    if not len(held.x):
+        raise UsageError(
+            "no target protein is held out, so nobody could tell whether transfer helps; hold some out"
+        )
+    for part in (*sources, held):
+        if not len(part.x):
+            raise UsageError(f"source {part.name} has no protein left; give another source")
+        if part.x.shape[1] != target.x.shape[1]:
+            raise UsageError(
+                f"vectors of {part.name} are {part.x.shape[1]} wide and the target's {target.x.shape[1]}; "
+                "embed both with one backbone, layer and pooling"
+            )
+    check_sizes(sizes, draws)
+
+
+def _learn_trunk(sources: Sequence[Labelled], seed: int, tell: Report, notes: Journal) -> Trunk:
+    if (kept := notes.get("trunk")) is not None:
+        tell("sources: taken from the checkpoint")
+        pairs = [(kept[f"weight_{i}"], kept[f"bias_{i}"]) for i in range(len(sources))]
+        return Trunk(
+            kept["mean"],
+            kept["scale"],
+            kept["weight"],
+            kept["bias"],
+            pairs,
+            int(kept["steps"]),
+            kept["losses"].tolist(),
+        )
+    trunk = train_trunk(sources, seed=seed, report=tell)
+    heads = {
+        f"{name}_{i}": a
+        for i, pair in enumerate(trunk.heads)
+        for name, a in zip(("weight", "bias"), pair, strict=True)
+    }
+    notes.put(
+        "trunk",
+        {
+            "mean": trunk.mean, "scale": trunk.scale, "weight": trunk.weight, "bias": trunk.bias,
+            "steps": np.array(trunk.steps), "losses": np.array(trunk.losses), **heads,
+        },
+    )  # fmt: skip
+    return trunk
+
+
+def _name(way: str) -> str:
+    return way.replace("_", " ")
+
+
+def compare(
+    fits: Mapping[str, Fitted],
+    said: Mapping[str, npt.NDArray[Any]],
+    task: Task,
+    held: Labelled,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """Choose a way, and say by the held-out proteins what transfer did.
+
+    Parameters
+    ----------
+    fits : mapping of str to Fitted
+        One for each of `WAYS`, judged on the same target proteins.
+    said : mapping of str to ndarray (M, ...)
+        What each predicts for the held-out proteins.
+    task : Task
+        Of the target.
+    held : Labelled
+        The held-out part.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        ``ways`` with scores and paired gains over the target alone, ``chosen`` (least loss on proteins of
+        the training part that the fit had not seen) and ``verdict``, on the better of the two transfers.
+    """
+    ways: dict[str, dict[str, Any]] = {}
+    for way in WAYS:
+        ways[way] = {
+            "kind": fits[way].kind,
+            "setting": fits[way].setting,
+            "loss": fits[way].loss,
+            "metrics": score_predictions(task.metrics, held.y, said[way], held.group, seed=seed),
+        }
+        if way != "target_only":
+            ways[way]["minus_target_only"] = score_gain(
+                task.metrics, task.main_metric, held.y, said[way], said["target_only"], held.group, seed=seed
+            )
+    moved = min(WAYS[1:], key=lambda way: fits[way].loss)
+    gain = ways[moved]["minus_target_only"]
+    return {
+        "ways": ways,
+        "chosen": min(WAYS, key=lambda way: fits[way].loss),
+        "chosen_by": "least loss on target proteins of the training part that the fit had not seen",
+        "verdict": {"word": judge_gain(gain), "way": moved, "gain": gain},
+    }
+
+
+# --- the learning curve ---------------------------------------------------------------------------------
+
+
+def _draw_curve(
+    target: Labelled,
+    held: Labelled,
+    run: Callable[[str, Labelled, npt.NDArray[np.bool_] | None], Fitted],
+    whole: Mapping[str, npt.NDArray[Any]],
+    *,
+    sizes: Sequence[int],
+    draws: int,
+    dev: npt.NDArray[np.bool_] | None,
+    seed: int,
+    tell: Report,
+    notes: Journal,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Judge each way at each size; return the points, and why sizes were left out."""
+    task, points, left = target.task, [], {}
+    learnt = np.arange(len(target.x)) if dev is None else np.flatnonzero(~dev)
+    for size in sorted(set(sizes)):
+        said: dict[str, list[npt.NDArray[Any]]] = {way: [] for way in WAYS}
+        for number in range(draws):
+            try:
+                rows = draw_proteins(target, learnt, size, seed=seed + number)
+            except LabelError as error:
+                left[str(size)] = str(error)
+                break
+            few = Labelled(target.x[rows], target.y[rows], task, target.group[rows], target.name)
+            for way in WAYS:
+                key = f"curve/{size}/{number}/{way}"
+                kept = notes.get(key)
+                if kept is None:
+                    kept = {"said": np.asarray(task.predict(run(way, few, None).outputs(held.x)))}
+                    notes.put(key, kept)
+                said[way].append(kept["said"])
+                value = task.metrics(held.y, kept["said"])[task.main_metric]
+                which = f"{size} proteins, draw {number + 1} of {draws}, {_name(way)}"
+                tell(f"{which}: {task.main_metric} {value:.3f}")
+        if len(said["joint"]) == draws:
+            points += _score_size(task, held, size, {way: np.stack(said[way]) for way in WAYS}, seed)
+    points += _score_size(task, held, len(target.x), whole, seed)
+    return points, left
+
+
+def draw_proteins(
+    target: Labelled, places: npt.NDArray[np.intp], size: int, *, seed: int
+) -> npt.NDArray[np.intp]:
+    """Draw a small training set in which every class can be held out.
+
+    Each class gets two proteins of different clusters, the rarest class first; the others are drawn from all.
+
+    Parameters
+    ----------
+    target : Labelled
+        To draw from.
+    places : ndarray (M,)
+        Proteins that may be drawn.
+    size : int
+        How many.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    ndarray (size,)
+        Places, ascending.
+
+    Raises
+    ------
+    LabelError
+        So many proteins are all or more than all, or cannot hold two of each class.
+    """
+    if size >= len(places):
+        raise LabelError(f"{size} proteins are no part of the {len(places)} for training")
+    order = np.random.default_rng(seed).permutation(places)
+    members = target.task.members(target.y)
+    taken: dict[int, None] = {}
+    for column in np.argsort(members[order].sum(axis=0), kind="stable").tolist():
+        mine = [place for place in order.tolist() if members[place, column]]
+        clusters = {int(target.group[place]) for place in taken if members[place, column]}
+        for place in mine:
+            if len(clusters) >= 2:
+                break
+            if int(target.group[place]) not in clusters:
+                taken[place] = None
+                clusters.add(int(target.group[place]))
+    if len(taken) > size:
+        raise LabelError(
+            f"{size} proteins cannot hold two of each of {members.shape[1]} classes, which take {len(taken)}"
+        )
+    for place in order.tolist():
+        if len(taken) == size:
+            break
+        taken[place] = None
+    return np.sort(np.array(list(taken), dtype=np.intp))
+
+
+def _score_size(
+    task: Task, held: Labelled, size: int, said: Mapping[str, npt.NDArray[Any]], seed: int
+) -> list[dict[str, Any]]:
+    """Return one point for each way: the mean over draws, and over the same drawn clusters its interval."""
+    name = task.main_metric
+    values = {
+        way: float(np.mean([task.metrics(held.y, one)[name] for one in each])) for way, each in said.items()
+    }
+    drawn = {
+        way: np.mean(
+            [draw_metric(task.metrics, name, held.y, one, held.group, n=1000, seed=seed) for one in each],
+            axis=0,
+        )
+        for way, each in said.items()
+    }
+    points: list[dict[str, Any]] = []
+    for way in WAYS:
+        point = {
+            "way": way,
+            "size": size,
+            "metric": name,
+            "value": values[way],
+            "ci95": interval(drawn[way]),
+            "draws": len(said[way]),
+        }
+        if way != "target_only":
+            point["minus_target_only"] = {
+                "value": values[way] - values["target_only"],
+                "ci95": interval(drawn[way] - drawn["target_only"]),
+            }
+        points.append(point)
+    return points
+
+
+CURVE_COLUMNS = ["size", "way", "draws", "metric", "value", "low", "high", "gain", "gain_low", "gain_high"]
+"""Of the learning curve's table; the gain is over the target alone."""
+
+
+def curve_rows(card: Mapping[str, Any]) -> Iterator[list[object]]:
+    """Yield the rows of the learning curve of a card's ``transfer``; see `CURVE_COLUMNS`."""
+    for point in card["curve"]:
+        cells = [point["size"], point["way"], point["draws"], point["metric"]]
+        gain = point.get("minus_target_only")
+        for score in (point, gain):
+            ends = (score or {}).get("ci95") or (None, None)
+            numbers = (None if score is None else score["value"], *ends)
+            cells += [None if number is None else round(number, 4) for number in numbers]
+        yield cells
+
+
+# --- the checkpoint -------------------------------------------------------------------------------------
+
+
+class Journal:
+    """What of a comparison is finished, kept in a file so that a killed run goes on where it was.
+
+    Parameters
+    ----------
+    path : path or None
+        A safetensors file, made when there is something to keep; None keeps nothing.
+    key : str
+        Hash of all that the results depend on.
+
+    Raises
+    ------
+    UsageError
+        The file was written for other data or options.
+    WeightsError
+        The file is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
+        self._path = None if path is None else Path(path)
+        self._key = key
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+        if self._path is not None and self._path.exists():
+            self._arrays = _read_journal(self._path, key)
+
+    def get(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
+        """Return what was put under a name, or None."""
+        head = f"{name}:"
+        found = {key.removeprefix(head): array for key, array in self._arrays.items() if key.startswith(head)}
+        return found or None
+
+    def put(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Keep arrays under a name, in the file before this returns."""
+        if self._path is None:
+            return
+        from safetensors.numpy import save
+
+        self._arrays |= {f"{name}:{key}": np.array(array, order="C") for key, array in arrays.items()}
+        data = save(self._arrays, metadata={"bioxfer-transfer": self._key})
+        with publish(self._path) as temporary:
+            temporary.write_bytes(data)
+
+
+def _read_journal(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = (file.metadata() or {}).get("bioxfer-transfer")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"checkpoint {path} is damaged ({error}); remove it and start again") from error
+    if told != key:
+        raise UsageError(
+            f"checkpoint {path} belongs to other data or options; remove it, or name another file"
+        )
+    return arrays
