@@ -2,10 +2,10 @@
 
 The embedded backbone makes every vector once; biotrainer reads them from an HDF5 file in its own layout,
 bioxfer from its cache. Both learn from train, choose on dev (biotrainer stops early by it) and are judged on
-test, which neither sees before. biotrainer's models run with its default settings, and once more with
-standardised features (`scaling_method: standard`, as its own evaluation of backbones has it); which of its
-models is its best is told by its own loss on dev. Its bootstrap, its sanity check and its TensorBoard files
-are off, so they cost it no time; bioxfer's time holds its baselines, intervals and card.
+test, which neither sees before. biotrainer's models run with its default settings, those of whole proteins
+once more with standardised features (`scaling_method: standard`, as its own evaluation of backbones has it);
+which of its models is its best is told by its own loss on dev. Its bootstrap, its sanity check and its
+TensorBoard files are off, so they cost it no time; bioxfer's time holds its baselines, intervals and card.
 
 Seconds are of one core and leave embedding out: `training` is the choice and fit of a head alone,
 `whole` all from reading the table and vectors to a judged head; neither holds the start of Python.
@@ -314,10 +314,6 @@ class Judge:
             return regression_metrics(y, p)
         return classification_metrics(y, p, len(self.names))
 
-    def score(self, run: dict[str, Any]) -> dict[str, Any]:
-        """Score a run."""
-        return score_predictions(self.metrics, self.truth, self.answers(run), self.groups)
-
     def gain(self, run: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
         """Compare two runs on the same drawn clusters."""
         own, other = self.answers(run), self.answers(peer)
@@ -344,7 +340,7 @@ def compare(plan: Plan, tables: Path, folder: Path, python: str, *, at_most: int
     best = min(peers, key=lambda name: peers[name]["dev_loss"])
     gains = {f"{a} - {b}": judge.gain(ours[a], peers[b]) for a in ours for b in peers}
     for run in (*ours.values(), *peers.values()):
-        run["metrics"] = judge.score(run)
+        run["metrics"] = score_predictions(judge.metrics, judge.truth, judge.answers(run), judge.groups)
         del run["predictions"]
     sides = [row.split for row in rows]
     return {
@@ -376,10 +372,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # bioxfer loads these when it needs them; biotrainer has loaded all of its own before its clock starts
     for late in ("scipy.stats", "sklearn.linear_model", "torch._dynamo"):
-        import_module(
-            late
-        )  # bioxfer loads them when used; biotrainer has loaded its own before its clock starts
+        import_module(late)
     folder = options.folder.resolve()
     for name in options.only:
         place, limit = folder / name.replace(", ", "-"), options.at_most

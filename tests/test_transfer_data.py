@@ -139,7 +139,7 @@ def test_the_command_writes_head_curve_and_page(tmp_path, capsys):
         (["--lam", "0"], "lam 0 is no weight of the target's loss"),
         (["--sizes", "a"], "--sizes a: give numbers of proteins"),
         (["--sizes", "1"], "make no learning curve"),
-        (["--head", "light-attention"], "leave light-attention out"),
+        (["--head", "light-attention"], "Invalid value for '--head'"),
     ],
 )
 def test_options_that_make_no_sense_are_one_sentence(tmp_path, extra, message):

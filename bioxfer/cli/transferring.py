@@ -17,7 +17,6 @@ from bioxfer.cli.options import (
     Device,
     Duplicate,
     GeneticCode,
-    HeadForm,
     Identity,
     InFile,
     Invalid,
@@ -36,7 +35,6 @@ from bioxfer.cli.options import (
     Resume,
     Seed,
     Split,
-    TaskKind,
     Threads,
     Translate,
     TranslateOption,
@@ -46,6 +44,25 @@ from bioxfer.cli.terminal import show_progress, start_messages
 from bioxfer.errors import UsageError
 
 __all__ = ["transfer_command"]
+
+
+class Form(str, Enum):
+    """Form of the head of the target alone."""
+
+    auto = "auto"
+    linear = "linear"
+    mlp = "mlp"
+    nearest = "nearest"
+    blend = "blend"
+
+
+class Target(str, Enum):
+    """Kind of the target's task."""
+
+    auto = "auto"
+    multiclass = "multiclass"
+    multilabel = "multilabel"
+    regression = "regression"
 
 
 class Trunk(str, Enum):
@@ -77,15 +94,17 @@ def transfer_command(
         ),
     ] = None,
     task: Annotated[
-        TaskKind,
-        typer.Option(
-            "--task",
-            help="Of the target; auto tells by the labels. Those of the sources are told by theirs.",
-        ),
-    ] = TaskKind.auto,
+        Target,
+        typer.Option("--task", help="Of the target; auto tells by the labels, as for the sources."),
+    ] = Target.auto,
     head: Annotated[
-        HeadForm, typer.Option("--head", help="auto chooses by cross-validation over homology clusters.")
-    ] = HeadForm.auto,
+        Form,
+        typer.Option(
+            "--head",
+            help="Of the target alone; auto chooses by cross-validation over homology clusters, and lets the "
+            "other ways mix in neighbours' votes too.",
+        ),
+    ] = Form.auto,
     split: Annotated[
         Split,
         typer.Option(
@@ -108,8 +127,7 @@ def transfer_command(
         typer.Option(
             "--pool",
             metavar="POOL",
-            help="mean, max, cls, start or end (first and last 32 residues), or several joined by +; of no "
-            "effect on heads for residues, which read each residue.",
+            help="mean, max, cls, start or end (first and last 32 residues), or several joined by +.",
         ),
     ] = "mean+max",
     lam: Annotated[

@@ -11,6 +11,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from bioxfer.clusters import cluster_sequences
+from bioxfer.conformal import ConformalScores
 from bioxfer.errors import UsageError
 from bioxfer.estimators.attending import ATTENTION, fit_attentive
 from bioxfer.estimators.proteins import (
@@ -130,6 +131,9 @@ class _SequencePredictor(OnBackbone):
                 label_type=label_type,
             ),
             first=self.first,
+            conformal=ConformalScores.fit(
+                fitted.task.nonconformity(fitted.out_of_fold, fitted.targets, temperature=fitted.temperature)
+            ),
         )
         if attended is not None:
             split = dict(self.head_.card["split"])
