@@ -1,22 +1,22 @@
 """Few examples: `auto` and transfer against plain logistic regression, on the same vectors and proteins.
 
-    python benchmarks/few_shot.py TABLES [--tasks NAME ...] [--draws 3] [--model compact] [--cache FILE]
+    python benchmarks/few_shot.py TABLES [--tasks NAME ...] --folder FOLDER [--draws 3] [--model compact]
 
 TABLES is what prepare_tables.py wrote. Training sets of 16 and 64 proteins of each class (of a number: in
 all) are drawn from rows that the backbone has not seen and that have no relatives among the held-out
 ones; the sources of a transfer are the other tables' training rows, at most 1,500 of each, none a
 relative of any held-out protein of those tables. gb1_two_vs_rest and stability, which the backbone never
 saw, come from the shared folder with their own splits; each of their variants counts as a cluster. Plain
-is scikit-learn's LogisticRegression or Ridge on standardised vectors.
+is scikit-learn's LogisticRegression or Ridge on standardised vectors. One trunk serves all draws of a task.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import lzma
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ TASKS = (
     "stability",
 )
 RAW = ("gb1_two_vs_rest", "stability")
+LEAST_CLUSTERS = 5  # of a class among the rows to draw from; smaller classes are left out of the task
 HELD_OUT = 2500  # of a raw table, at most
 
 
@@ -95,6 +96,15 @@ def read_table(folder: Path, name: str, *, model: str, cache: str | None, seed: 
             row["label"] = first.pop() if len(first) == 1 else ""
         rows = [row for row in rows if row["label"]]
     held = {row["cluster"] for row in rows if row["split"] == "valid"}
+    if not raw and name != "meltome":
+        drawn = [
+            row for row in rows if row["split"] in ("train_unseen", "dev") and row["cluster"] not in held
+        ]
+        kinds = {row["label"] for row in drawn}
+        lone = {
+            k for k in kinds if len({row["cluster"] for row in drawn if row["label"] == k}) < LEAST_CLUSTERS
+        }
+        rows = [row for row in rows if row["label"] in kinds - lone]
     shown = [row for row in rows if row["split"] == "train"]
     shown = [shown[i] for i in np.random.default_rng(seed).permutation(len(shown))[:SOURCE_ROWS]]
     fresh = [row for row in rows if row["split"] in ("train_unseen", "dev") and row["cluster"] not in held]
@@ -108,14 +118,16 @@ def read_table(folder: Path, name: str, *, model: str, cache: str | None, seed: 
 
 
 def draw(table: Table, size: int, seed: int) -> np.ndarray:
-    """Draw so many proteins of each class, from as many clusters as there are; of a number, in all."""
+    """Draw so many proteins of each class; of a number, in all."""
     fresh = np.flatnonzero(np.isin(table.split, ["train_unseen", "dev"]))
     order = np.random.default_rng(seed).permutation(fresh)
     if isinstance(task_from_name("auto", [str(word) for word in table.label[fresh]]), Regression):
         return np.sort(order[:size])
     rows: list[int] = []
     for word in np.unique(table.label[fresh]):
-        rows += order[table.label[order] == word][:size].tolist()
+        mine = order[table.label[order] == word]
+        other = int(np.argmax(table.cluster[mine] != table.cluster[mine[0]]))  # two clusters at least
+        rows += [*mine[:1], mine[other], *np.delete(mine, [0, other])[: size - 2]]
     return np.sort(np.array(rows))
 
 
@@ -188,25 +200,30 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--model", default="compact")
-    parser.add_argument("--cache", metavar="FILE", help="of embeddings, for a second run")
+    parser.add_argument("--folder", type=Path, required=True, help="keeps vectors and finished tasks")
     options = parser.parse_args()
     tables = {
-        name: read_table(options.tables, name, model=options.model, cache=options.cache, seed=0)
+        name: read_table(
+            options.tables, name, model=options.model, cache=str(options.folder / "cache.sqlite"), seed=0
+        )
         for name in TASKS
     }
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.tasks:
-            others = [table for table in tables.values() if table.name != name]
-            sources = [each.part(np.flatnonzero(each.split == "train")) for each in others]
-            for size in SIZES:
-                result = run(tables[name], sources, size, options.draws, Path(folder) / f"{name}.safetensors")
-                found.append(result)
-                told = ", ".join(f"{m} {result['scores'][m]['value']:.3f}" for m in METHODS)
-                gain = result["scores"]["transfer - plain"]
-                print(
-                    f"{name} {size}: {told}; transfer - plain {gain['value']:+.3f} {gain['ci95']}", flush=True
-                )
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.tasks:
+        others = [table for table in tables.values() if table.name != name]
+        sources = [each.part(np.flatnonzero(each.split == "train")) for each in others]
+        for size in SIZES:
+            kept = options.folder / f"{name}-{size}-{options.draws}.json"
+            if kept.exists():
+                continue
+            journal = options.folder / f"{name}.safetensors"
+            result = run(tables[name], sources, size, options.draws, journal)
+            kept.write_text(json.dumps(result), encoding="utf-8")
+            told = ", ".join(f"{m} {result['scores'][m]['value']:.3f}" for m in METHODS)
+            gain = result["scores"]["transfer - plain"]
+            print(f"{name} {size}: {told}; transfer - plain {gain['value']:+.3f} {gain['ci95']}", flush=True)
+    paths = [options.folder / f"{name}-{size}-{options.draws}.json" for name in TASKS for size in SIZES]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     write_result("few_shot", {"model": options.model, "pool": POOL, "draws": options.draws, "results": found})
 
 

@@ -50,6 +50,38 @@ def main() -> None:
             "" if error is None else f"{error:.3f}",
         ]
         print("| " + " | ".join(cells) + " |")
+    show_few_shot(read("few_shot"))
+
+
+def show_few_shot(found: dict[str, Any]) -> None:
+    """Print the table of few examples; gains are over plain, with their intervals."""
+    if not found:
+        return
+    print(
+        "\n| task, metric | examples | plain | `auto` | gain | `transfer` | gain | sequential | joint |\n"
+        "|---|---|---|---|---|---|---|---|---|"
+    )
+    for each in found["results"]:
+        scores = each["scores"]
+        per = "" if each["unit"] == "proteins" else " a class"
+        gains = {
+            method: "{:+.3f} [{:+.3f}, {:+.3f}]".format(
+                scores[f"{method} - plain"]["value"], *scores[f"{method} - plain"]["ci95"]
+            )
+            for method in ("auto", "transfer")
+        }
+        cells = [
+            f"{each['task']}, {each['metric']}",
+            f"{each['size']}{per}",
+            show(scores["plain"]),
+            show(scores["auto"]),
+            gains["auto"],
+            show(scores["transfer"]),
+            gains["transfer"],
+            show(scores["sequential"]),
+            show(scores["joint"]),
+        ]
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

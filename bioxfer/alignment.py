@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bioxfer.homology import Method, find_links
+from bioxfer.homology import Method, find_links, normal_form
 
 __all__ = ["Alignment", "align_to_training"]
 
+_MOST = 25  # alignments for each protein: the nearest is wanted, and variants of one protein are all alike
 _COVERED = 0.5  # of the shorter protein, as among relatives: a shared motif is not 60% identity
 
 
@@ -68,7 +69,9 @@ def align_to_training(
     >>> found.nearest.tolist(), found.identity.tolist()
     ([0, -1], [1.0, 0.0])
     """
-    links = find_links(held, train, identity=0.0, coverage=0.0, evalue=evalue, method=method, threads=threads)
+    links = find_links(
+        held, train, identity=0.0, coverage=0.0, evalue=evalue, most=_MOST, method=method, threads=threads
+    )
     nearest = np.full(len(held), -1, dtype=np.int64)
     identity = np.zeros(len(held))
     order = np.lexsort((links.reference, -links.score, links.query))  # equal scores: by place
@@ -76,4 +79,12 @@ def align_to_training(
     nearest[query] = links.reference[order][first]
     near = links.coverage >= _COVERED
     np.maximum.at(identity, links.query[near], links.identity[near])
+    # Searches pass over short and monotonous proteins; an equal one is the nearest all the same.
+    known: dict[str, int] = {}
+    for place, protein in enumerate(train):
+        known.setdefault(normal_form(protein), place)
+    for place, protein in enumerate(held):
+        if protein and (same := known.get(normal_form(protein))) is not None:
+            identity[place] = 1.0
+            nearest[place] = same if nearest[place] < 0 else nearest[place]
     return Alignment(nearest, identity)

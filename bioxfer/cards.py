@@ -116,6 +116,8 @@ def _describe_transfer(transfer: Mapping[str, Any]) -> list[str]:
         points = {point["way"]: point for point in curve if point["size"] == size}
         cells = [_describe_score(points[way]) if way in points else "-" for way in order]
         lines.append(f"{f'{size} proteins':<20}" + "".join(f"{cell:>26}" for cell in cells))
+    left = transfer.get("left_out_sizes", {})
+    lines += [f"{size} proteins: left out of the learning curve, as {why}" for size, why in left.items()]
     if not curve:
         cells = [_describe_score(ways[way]["metrics"][gain["metric"]]) for way in order]
         lines.append(f"{'all proteins':<20}" + "".join(f"{cell:>26}" for cell in cells))

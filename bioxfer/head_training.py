@@ -287,7 +287,8 @@ def train_head(
             "setting": fitted.setting,
             "chosen_by": "least loss on dev, by the fit on train"
             if len(dev)
-            else f"least out-of-fold loss, {folds} folds over homology clusters of the training part",
+            else f"least out-of-fold loss, {min(folds, len(np.unique(group[train])))} folds over homology "
+            "clusters of the training part",
             "candidates": fitted.candidates,
             "weights_fitted_on": ", ".join(parts) if refit else "train",
             "metrics_measured_on": "valid, by the fit on train alone",

@@ -47,6 +47,7 @@ _GROUPS = ("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")
 _SHAPES = ((0, 1, 3, 4, 7, 9), (0, 2, 3, 6, 8, 9), (0, 1, 2, 5, 7, 8))
 _APART = 40  # residues between two words that make a hit, as BLAST has it (Altschul et al. 1997)
 _AROUND, _LOCAL_SCORE = 40, 22  # a segment that is significant within 150 residues squared scores 34
+_MMSEQS_SHORTEST = 14  # residues; it stops where all of a side are shorter, so that our own search takes over
 _OCCURRENCES = 256  # reference positions followed per word: a family of thousands is still one star
 _HITS_AT_ONCE = 4_000_000  # bounds memory at a few hundred MB
 # Ungapped BLOSUM62 at Robinson and Robinson's residue frequencies (Altschul and Gish 1996, table I).
@@ -91,6 +92,7 @@ def find_links(
     identity: float = 0.3,
     coverage: float = 0.5,
     evalue: float = 1e-3,
+    most: int = 1000,
     method: Method = "auto",
     threads: int | None = None,
 ) -> Links:
@@ -106,6 +108,8 @@ def find_links(
         As in `cluster_sequences`.
     evalue : float
         Chance hits expected per query at most.
+    most : int
+        Pairs that MMseqs2 aligns per query, the likeliest; the own search has a limit of its own.
 
     Returns
     -------
@@ -124,8 +128,10 @@ def find_links(
     search = choose_method(method)
     if not any(map(normal_form, queries)) or not (references is None or any(map(normal_form, references))):
         return _no_links()
-    if search == "mmseqs":
-        return _search_mmseqs(queries, references, identity, coverage, evalue, threads)
+    sides = (queries, queries if references is None else references)
+    shortest = min(max(map(len, proteins)) for proteins in sides)
+    if search == "mmseqs" and shortest >= _MMSEQS_SHORTEST:
+        return _search_mmseqs(queries, references, identity, coverage, evalue, most, threads)
     return _search_words(queries, references, identity, coverage, evalue)
 
 
@@ -502,6 +508,7 @@ def _search_mmseqs(
     identity: float,
     coverage: float,
     evalue: float,
+    most: int,
     threads: int | None,
 ) -> Links:
     with tempfile.TemporaryDirectory(prefix="bioxfer-mmseqs-") as folder:
@@ -511,7 +518,7 @@ def _search_mmseqs(
             _write_numbered(place / "r.fasta", references)
         target = "q.fasta" if references is None else "r.fasta"
         command = ["mmseqs", "easy-search", "q.fasta", target, "hits.tsv", "tmp"]
-        command += ["-e", str(evalue), "--max-seqs", "1000", "-v", "1"]
+        command += ["-e", str(evalue), "--max-seqs", str(most), "-v", "1"]
         command += ["--format-output", "query,target,fident,qcov,tcov,bits,qlen,tlen"]
         command += ["--threads", str(threads or os.cpu_count() or 1)]
         run = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)

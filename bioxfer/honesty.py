@@ -117,7 +117,12 @@ def describe_classes(
 def find_warnings(classes: Sequence[Mapping[str, Any]], *, valid_clusters: int) -> list[str]:
     """Say where so few proteins speak that a number means little, a sentence for each class."""
     found = []
-    if valid_clusters < _LEAST_HELD_CLUSTERS:
+    if valid_clusters == 1:
+        found.append(
+            "all held-out proteins are one homology cluster, so there are no intervals; let variants of one "
+            "protein count as unrelated (--identity 1)"
+        )
+    elif valid_clusters < _LEAST_HELD_CLUSTERS:
         found.append(
             f"the held-out proteins make {valid_clusters} homology clusters; intervals drawn from fewer than "
             f"{_LEAST_HELD_CLUSTERS} are too narrow"

@@ -282,7 +282,8 @@ def check_classes(task: Task, y: npt.NDArray[Any], group: npt.NDArray[Any], *, l
     """Refuse training data from which no protein, or a whole class with it, could be held out."""
     if len(np.unique(group)) < least:
         raise LabelError(
-            f"all {len(y)} proteins are relatives of each other, so none can be held out; add diverse ones"
+            f"all {len(y)} proteins are relatives of each other, so none can be held out; add diverse ones, "
+            "or let variants of one protein count as unrelated (--identity 1)"
         )
     for label, bearers in zip(task.labels, task.members(y).T, strict=True):
         mine = group[bearers]

@@ -233,6 +233,8 @@ def train_on_records(
     )
     finder = choose_method(cluster_by)
     number = resolve_layer(backbone, layer)
+    if transfer is not None and transfer.trunk == "lora" and number != backbone.n_layers:
+        raise UsageError(f"low-rank changes are trained for the last layer, not {layer}; leave layer out")
     read = partial(
         represent, layer=number, pool=pool, first=first, long=long, on_invalid=on_invalid, degap=degap,
         batch_tokens=batch_tokens, cache=cache, fp32=fp32, progress=progress,
@@ -259,12 +261,13 @@ def train_on_records(
         def embed(rows: Sequence[SequenceRecord], other: Backbone | None = None) -> Represented:
             return read(rows, backbone) if other is None else read(rows, other, fp32=None)
 
-        made_by = f"{backbone.fingerprint} {backbone.precision} {number} {pool}"
+        made_by = f"{backbone.fingerprint} {backbone.precision} {number} {pool} {first} {long}"
         moved = move(
-            records, embedded, groups, transfer, embed=embed, task=task, head=choice, sides=sides,
+            records, embedded, groups, transfer, embed=embed, task=task, head=choice, pool=pool, sides=sides,
             valid=valid, identity=identity, method=finder, threads=threads, made_by=made_by, seed=seed,
         )  # fmt: skip
-        backbone = moved.backbone or backbone
+        if moved.adapted is not None:
+            backbone, _ = moved.adapted
     rework = attended or moved
     trained = train_head(
         embedded.features if rework is None else rework.features,
@@ -300,6 +303,8 @@ def train_on_records(
     if moved is not None:
         trained.card["split"]["how"] = moved.how
         trained.card["transfer"] = moved.card
+        if moved.adapted is not None and transfer is not None and transfer.adapter is not None:
+            moved.adapted[1].save(transfer.adapter)
     trained.card["backbone"]["precision"] = backbone.precision
     if grouped_by != "given":
         trained.card["split"]["identity"] = identity

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bioxfer.errors import LabelError, UsageError, WeightsError
 from bioxfer.evaluate import draw_metric, interval, score_gain, score_predictions
 from bioxfer.output import publish
-from bioxfer.selection import Fitted, HeadChoice, select
+from bioxfer.selection import Fitted, HeadChoice, check_classes, select
 from bioxfer.solvers import Form
 from bioxfer.tasks import Task
 from bioxfer.trunks import LAMBDAS, Joint, Labelled, Sequential, Trunk, train_trunk
@@ -329,7 +329,8 @@ def compare(
             "kind": fits[way].kind,
             "setting": fits[way].setting,
             "loss": fits[way].loss,
-            "metrics": score_predictions(task.metrics, held.y, said[way], held.group, seed=seed),
+            # each with the threshold of its own, where it has one
+            "metrics": score_predictions(fits[way].task.metrics, held.y, said[way], held.group, seed=seed),
         }
         if way != "target_only":
             ways[way]["minus_target_only"] = score_gain(
@@ -369,10 +370,12 @@ def _draw_curve(
         for number in range(draws):
             try:
                 rows = draw_proteins(target, learnt, size, seed=seed + number)
+                few = Labelled(target.x[rows], target.y[rows], task, target.group[rows], target.name)
+                check_classes(task, few.y, few.group, least=2)
             except LabelError as error:
                 left[str(size)] = str(error)
+                tell(f"{size} proteins: left out of the learning curve, as {error}")
                 break
-            few = Labelled(target.x[rows], target.y[rows], task, target.group[rows], target.name)
             for way in WAYS:
                 key = f"curve/{size}/{number}/{way}"
                 kept = notes.get(key)
@@ -385,7 +388,7 @@ def _draw_curve(
                 tell(f"{which}: {task.main_metric} {value:.3f}")
         if len(said["joint"]) == draws:
             points += _score_size(task, held, size, {way: np.stack(said[way]) for way in WAYS}, seed)
-    points += _score_size(task, held, len(target.x), whole, seed)
+    points += _score_size(task, held, len(learnt), whole, seed)
     return points, left
 
 

@@ -1,7 +1,7 @@
 """From source and target records to a transfer: vectors, relatives, sides, and the two kinds of trunk.
 
-Source proteins that resemble a held-out protein of the target are left out before anything is learnt, so that
-the held-out proteins stay new for every way.
+Source proteins that resemble a held-out protein of the target, or one that chooses, are left out before
+anything is learnt, so that those proteins stay new for every way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bioxfer.sequences import SequenceRecord
 from bioxfer.solvers import Form
 from bioxfer.tasks import task_from_name
 from bioxfer.transfer import DRAWS, SIZES, WAYS, Journal, Lam, check_lam, check_sizes, compare, fit
-from bioxfer.trunks import Labelled
+from bioxfer.trunks import Labelled, set_apart
 
 __all__ = ["Moved", "Source", "TransferOptions", "keep_training_rows", "move"]
 
@@ -137,6 +137,10 @@ class TransferOptions:
             raise UsageError(f"trunk {self.trunk!r} is not one of adapter, lora")
         if self.trunk == "lora" and self.adapter is None:
             raise UsageError("low-rank changes need a file to be written to; give adapter")
+        names = [source.name for source in self.sources]
+        for name in names:
+            if name == "target" or names.count(name) > 1:
+                raise UsageError(f"source {name!r}: each source needs a name of its own, and none is target")
         for source in self.sources:
             if choose_residue_task("auto", source.records):
                 raise UsageError(
@@ -163,8 +167,8 @@ class Moved:
         How these were chosen.
     forms : sequence of Form or None
         Of the chosen way.
-    backbone : Backbone or None
-        The adapted one, where low-rank changes were chosen.
+    adapted : tuple of Backbone and Adapter, or None
+        The changed backbone and its changes, where low-rank ones were chosen.
     card : dict
         For the head's card, under ``transfer``.
     """
@@ -173,7 +177,7 @@ class Moved:
     sides: list[str]
     how: str
     forms: Sequence[Form] | None
-    backbone: Backbone | None
+    adapted: tuple[Backbone, Adapter] | None
     card: dict[str, Any]
 
 
@@ -186,6 +190,7 @@ def move(
     embed: Embed,
     task: str,
     head: HeadChoice,
+    pool: str,
     sides: Sequence[str] | None,
     valid: float,
     identity: float,
@@ -208,7 +213,7 @@ def move(
         The sources and the rest.
     embed : callable
         For the sources, and for the target where the backbone was adapted.
-    task, head, valid, seed
+    task, head, pool, valid, seed
         As in `bioxfer.head_training.train_head`.
     sides : sequence of str, optional
         ``"train"``, ``"dev"`` or ``"valid"`` for each record; whole clusters are held out if not given.
@@ -252,18 +257,19 @@ def move(
     )
     dealt = np.full(len(records), "train", dtype="<U5")
     dealt[usable] = side
-    key = _key(records, options, made_by, task, head, valid, identity, seed)
+    read = (side.tolist(), groups.tolist(), proteins, residues, [source.group.tolist() for source in sources])
+    key = _key(records, options, made_by, task, head, seed, *read)
     compare_ways = _compare_adapters if options.trunk == "adapter" else _compare_changes
-    features, forms, backbone, card = compare_ways(
+    features, forms, adapted, card = compare_ways(
         everything, side, sources, options,
         proteins=proteins, residues=residues, records=[records[p] for p in usable.tolist()], embed=embed,
-        head=head, key=key, seed=seed,
+        head=head, pool=pool, key=key, seed=seed,
     )  # fmt: skip
     for own, extra in zip(card["sources"], told, strict=True):
         own |= extra
     table = np.full((len(records), features.shape[1]), np.nan, dtype=np.float32)
     table[usable] = features
-    return Moved(table, dealt.tolist(), how, forms, backbone, card)
+    return Moved(table, dealt.tolist(), how, forms, adapted, card)
 
 
 def keep_training_rows(name: str, records: Sequence[SequenceRecord]) -> list[SequenceRecord]:
@@ -290,7 +296,7 @@ def _read_sources(
     method: Method,
     threads: int | None,
 ) -> tuple[list[Labelled], list[list[str]], list[dict[str, Any]]]:
-    """Embed the sources and leave out what resembles the target's dev and held-out proteins."""
+    """Embed the sources and leave out what resembles proteins of the target that judge or choose."""
     found: list[Labelled] = []
     residues: list[list[str]] = []
     told: list[dict[str, Any]] = []
@@ -298,12 +304,14 @@ def _read_sources(
         vectors = embed(source.records)
         usable = np.isfinite(vectors.features).all(axis=1)
         near_held, near_train = _resembling(vectors.residues, proteins, side, method=method, threads=threads)
-        kept = np.flatnonzero(usable & ~near_held)
+        # Without a dev part the training proteins are left out in turn to choose by, and must be as new.
+        near = near_held if (side == "dev").any() else near_held | near_train
+        kept = np.flatnonzero(usable & ~near)
         if not len(kept):
             raise LabelError(
-                f"source {source.name}: no protein of {len(source.records)} is left, as "
-                f"{int(near_held.sum())} resemble held-out proteins of the target and the others have no "
-                "vector; give another source"
+                f"source {source.name}: no protein of {len(source.records)} is left, as {int(near.sum())} "
+                "resemble proteins of the target that judge or choose; mark rows of the target's split as "
+                "dev, so that its training proteins need not choose, or give another source"
             )
         records = [source.records[place] for place in kept.tolist()]
         own = [vectors.residues[place] for place in kept.tolist()]
@@ -317,14 +325,15 @@ def _read_sources(
         residues.append(own)
         told.append(
             {
-                "left_out_as_relatives": int(near_held.sum()),
-                "left_out_without_vector": int((~usable & ~near_held).sum()),
+                "left_out_as_relatives": int(near.sum()),
+                "left_out_without_vector": int((~usable & ~near).sum()),
                 "with_relatives_in_target_training": int(near_train[kept].sum()),
             }
         )
         log.info(
-            "source %s: %d proteins (%s), %d more left out as they resemble held-out proteins of the target",
-            source.name, len(kept), task.name, int(near_held.sum()),
+            "source %s: %d proteins (%s), %d more left out as they resemble proteins of the target that "
+            "judge or choose",
+            source.name, len(kept), task.name, int(near.sum()),
         )  # fmt: skip
     return found, residues, told
 
@@ -360,9 +369,10 @@ def _compare_adapters(
     records: Sequence[SequenceRecord],
     embed: Embed,
     head: HeadChoice,
+    pool: str,
     key: str,
     seed: int,
-) -> tuple[Floats, Sequence[Form] | None, Backbone | None, dict[str, Any]]:
+) -> tuple[Floats, Sequence[Form] | None, tuple[Backbone, Adapter] | None, dict[str, Any]]:
     known, held = np.flatnonzero(side != "valid"), np.flatnonzero(side == "valid")
     dev = side[known] == "dev"
     transfer = fit(
@@ -392,9 +402,10 @@ def _compare_changes(
     records: Sequence[SequenceRecord],
     embed: Embed,
     head: HeadChoice,
+    pool: str,
     key: str,
     seed: int,
-) -> tuple[Floats, Sequence[Form] | None, Backbone | None, dict[str, Any]]:
+) -> tuple[Floats, Sequence[Form] | None, tuple[Backbone, Adapter] | None, dict[str, Any]]:
     """Train low-rank changes of the backbone on the sources, and on sources and target, and compare."""
     lam = 1.0 if options.lam == "auto" else check_lam(options.lam)[0]
     known, held = np.flatnonzero(side != "valid"), np.flatnonzero(side == "valid")
@@ -402,27 +413,30 @@ def _compare_changes(
     parts: list[Part] = []
     stops: list[Part] = []
     for source, own in zip(sources, residues, strict=True):
-        apart = homology_split(source.group, valid=0.1, seed=seed, y=source.y) == "valid"
-        for rows, into in ((~apart, parts), (apart, stops)):
-            places = np.flatnonzero(rows)
-            into.append(
-                Part([own[p] for p in places.tolist()], source.y[places], source.task, 1.0, source.name)
-            )
+        learnt, apart = set_apart(source, seed)
+        if stops or not len(apart):  # one part alone says when to stop
+            learnt, apart = np.arange(len(own)), apart[:0]
+        for places, into in ((learnt, parts), (apart, stops)):
+            if len(places):
+                into.append(
+                    Part([own[p] for p in places.tolist()], source.y[places], source.task, 1.0, source.name)
+                )
 
     def mine(rows: npt.NDArray[np.intp]) -> Part:
         return Part([proteins[p] for p in rows.tolist()], target.y[rows], target.task, lam, "target")
 
     adapters: dict[str, Adapter] = {}
-    for way, learnt, judge in (
-        ("sequential", parts, stops[0]),
+    for way, shown, judge in (
+        ("sequential", parts, stops[0] if stops else None),
         ("joint", [*parts, mine(train)], mine(dev)),
     ):
         adapters[way] = adapt(
             options.backbone,
-            learnt,
+            shown,
             dev=judge,
             rank=options.rank,
             epochs=options.epochs,
+            pool=pool,
             device=options.device,
             offline=options.offline,
             seed=seed,
@@ -469,9 +483,7 @@ def _compare_changes(
     chosen = card["chosen"]
     if chosen == "target_only":
         return target.x, None, None, card
-    if options.adapter is not None:
-        adapters[chosen].save(options.adapter)
-    return features[chosen], None, backbones[chosen], card
+    return features[chosen], None, (backbones[chosen], adapters[chosen]), card
 
 
 def _teller(way: str) -> Callable[[int, Any, float | None], None]:

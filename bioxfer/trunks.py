@@ -29,7 +29,7 @@ from bioxfer.solvers import (
 )
 from bioxfer.tasks import Task
 
-__all__ = ["JOINT_STOPS", "LAMBDAS", "Joint", "Labelled", "Sequential", "Trunk", "train_trunk"]
+__all__ = ["JOINT_STOPS", "LAMBDAS", "Joint", "Labelled", "Sequential", "Trunk", "set_apart", "train_trunk"]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -144,7 +144,7 @@ def train_trunk(sources: Sequence[Labelled], *, seed: int = 0, report: Report | 
         As it was at its least held-out loss.
     """
     mean, scale = moments(np.concatenate([source.x for source in sources]))
-    learnt, held = zip(*(_set_apart(source, seed) for source in sources), strict=True)
+    learnt, held = zip(*(set_apart(source, seed) for source in sources), strict=True)
     net = _Net.fresh(mean, scale, [source.task.n_outputs for source in sources], seed)
     batch = max(LEAST_BATCH, BATCH // len(sources))
     feeds = [_Feed(source, rows, net, batch) for source, rows in zip(sources, learnt, strict=True)]
@@ -395,7 +395,7 @@ def _run(trunk: Trunk, place: int, task: Task, x: Floats) -> Floats:
     return task.average_outputs(np.stack(members))
 
 
-def _set_apart(source: Labelled, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def set_apart(source: Labelled, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Return the places of a source's proteins to learn from, and of those that say when to stop."""
     everything = np.arange(len(source.x))
     clusters = len(np.unique(source.group))

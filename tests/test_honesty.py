@@ -250,3 +250,19 @@ def test_a_head_of_first_residues_is_held_against_first_residues(families):
     card = train((sequences, *families[1:]), splits, first=60).card
     assert card["baselines"]["alignment"]["metrics"]["accuracy"]["value"] < 0.7
     assert card["by_identity"]["aligned"] >= 34
+
+
+@pytest.mark.parametrize("method", ["kmer", "auto"])
+@pytest.mark.parametrize("protein", ["MKTAYI", "AAAAAAAAAAAAAAAA", "GSGSGSGSGSGSGSGSGSGSGSGS"])
+def test_an_equal_protein_is_nearest_however_short_or_monotonous(protein, method):
+    other = random_protein(np.random.default_rng(0))
+    found = align_to_training([protein.lower(), "WWWWWWP"], [other, protein], method=method)
+    assert found.nearest.tolist() == [1, -1]
+    assert found.identity.tolist() == [1.0, 0.0]
+
+
+def test_ranges_of_large_numbers_keep_their_ends_apart():
+    task = Regression(1234567.0, 1.0)
+    ((low, high),) = task.sets(np.array([[0.3]]), level=0.2)
+    assert float(low) < 1234567.3 < float(high)
+    assert float(high) - float(low) == pytest.approx(0.4, rel=0.01)

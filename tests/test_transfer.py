@@ -253,6 +253,19 @@ def test_a_size_that_is_too_small_is_left_out_and_said(source, held, target):
     assert {point["size"] for point in card["curve"]} == {100}
 
 
+def test_curve_counts_what_is_learnt_from_and_leaves_out_what_cannot_be_held_out(source, held):
+    three = Multiclass(("a", "b", "c"))
+    y = np.arange(60) % 3
+    group = np.where(y == 2, 0, np.arange(60) + 1)  # one training cluster of c
+    few = Labelled(source.x[:60], y, three, group)
+    test = Labelled(held.x[:30], np.arange(30) % 3, three, np.arange(30))
+    dev = np.zeros(60, dtype=bool)
+    dev[45:] = True
+    card = fit([source], few, test, sizes=[16], draws=1, folds=2, lam=1.0, dev=dev).card
+    assert "needs at least 2 clusters" in card["left_out_sizes"]["16"]
+    assert {point["size"] for point in card["curve"]} == {45}
+
+
 class _Stop(Exception):
     pass
 

@@ -48,10 +48,11 @@ def test_a_transfer_gives_a_head_whose_card_compares_three_ways(tmp_path):
     trained = transfer(proteins(), [Source("other", sources())], sizes=(8,), draws=1)
     card = trained.card
     assert set(card["transfer"]["ways"]) == {"target_only", "sequential", "joint"}
-    assert card["transfer"]["sources"][0]["proteins"] == 40
+    (told,) = card["transfer"]["sources"]
+    assert told["proteins"] + told["left_out_as_relatives"] == 40
     assert {point["size"] for point in card["transfer"]["curve"]} == {8, card["split"]["train"]}
     page = describe_card(card)
-    assert "transfer from other (40 proteins)" in page
+    assert f"transfer from other ({told['proteins']} proteins)" in page
     assert card["transfer"]["verdict"]["word"] in page
     way = card["transfer"]["ways"][card["transfer"]["chosen"]]
     assert (card["head"]["kind"], card["metrics"]) == (way["kind"], way["metrics"])
@@ -60,20 +61,38 @@ def test_a_transfer_gives_a_head_whose_card_compares_three_ways(tmp_path):
     assert again.card["transfer"]["verdict"] == card["transfer"]["verdict"]
 
 
-def test_source_proteins_that_resemble_held_out_ones_are_left_out():
-    target = [replace(r, split="valid" if n < 12 else "train") for n, r in enumerate(proteins())]
+def test_source_proteins_that_resemble_those_that_judge_or_choose_are_left_out():
+    sides = ["valid"] * 12 + ["dev"] * 8 + ["train"] * 20
+    target = [replace(r, split=side) for r, side in zip(proteins(), sides, strict=True)]
     copies = [replace(r, id=f"copy{n}", label="is it", split=None) for n, r in enumerate(target)]
-    trained = transfer(target, [Source("copies", copies + sources())], split="column")
-    (told,) = trained.card["transfer"]["sources"]
-    assert 12 <= told["left_out_as_relatives"] <= 14  # two more at most, by chance
+    given = [Source("copies", copies + sources())]
+    (told,) = transfer(target, given, split="column").card["transfer"]["sources"]
+    assert 20 <= told["left_out_as_relatives"] <= 23  # a few more at most, by chance
     assert told["proteins"] == 80 - told["left_out_as_relatives"]
-    assert told["with_relatives_in_target_training"] >= 26
+    assert told["with_relatives_in_target_training"] >= 18
+    alone = [replace(r, split="valid" if r.split == "valid" else "train") for r in target]
+    (told,) = transfer(alone, given, split="column").card["transfer"]["sources"]
+    assert told["left_out_as_relatives"] >= 40  # every training protein chooses
+    assert told["with_relatives_in_target_training"] == 0
 
 
 def test_a_source_of_nothing_but_relatives_is_refused():
     target = [replace(r, split="valid" if n < 12 else "train") for n, r in enumerate(proteins())]
-    with pytest.raises(LabelError, match="source copies: no protein of 12 is left, as 12 resemble held-out"):
-        transfer(target, [Source("copies", target[:12])], split="column")
+    with pytest.raises(LabelError, match="source copies: no protein of 40 is left, as 40 resemble"):
+        transfer(target, [Source("copies", target)], split="column")
+
+
+def test_a_checkpoint_belongs_to_one_split(tmp_path):
+    options = {"checkpoint": tmp_path / "state.safetensors", "lam": 1.0}
+    transfer(proteins(), [Source("other", sources())], **options)
+    with pytest.raises(UsageError, match="belongs to other data or options"):
+        transfer(proteins(), [Source("other", sources())], split="random", **options)
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("target",)])
+def test_each_source_has_a_name_of_its_own(names):
+    with pytest.raises(UsageError, match="needs a name of its own"):
+        transfer(proteins(), [Source(name, sources()) for name in names])
 
 
 def test_a_source_of_one_class_is_refused_before_anything_is_embedded():
@@ -109,7 +128,7 @@ def test_the_command_writes_head_curve_and_page(tmp_path, capsys):
     ]  # fmt: skip
     done = run(*arguments)
     assert done.code == 0, done.err
-    assert "transfer from source.csv (40 proteins)" in done.out.decode()
+    assert "transfer from source.csv (" in done.out.decode()
     assert "sources, step 20: held-out loss source.csv" in done.err
     with (tmp_path / "curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -139,7 +158,7 @@ def test_the_command_writes_head_curve_and_page(tmp_path, capsys):
         (["--lam", "0"], "lam 0 is no weight of the target's loss"),
         (["--sizes", "a"], "--sizes a: give numbers of proteins"),
         (["--sizes", "1"], "make no learning curve"),
-        (["--head", "light-attention"], "Invalid value for '--head'"),
+        (["--head", "light-attention"], "--head"),
     ],
 )
 def test_options_that_make_no_sense_are_one_sentence(tmp_path, extra, message):
@@ -176,6 +195,38 @@ def test_low_rank_changes_are_compared_and_written_beside_the_head(tmp_path):
         assert (adapted.fingerprint, adapted.name) == (trained.fingerprint, trained.backbone)
     else:
         assert trained.fingerprint == backbone().fingerprint
+
+
+def test_sources_are_translated_as_the_target_is(tmp_path, caplog):
+    codon = {"M": "ATG", "A": "GCT", "I": "ATT", "L": "CTT", "F": "TTT", "V": "GTT", "W": "TGG", "D": "GAT"}
+    codon |= {"E": "GAA", "K": "AAA", "R": "CGT", "N": "AAT", "Q": "CAA", "S": "TCT", "G": "GGT", "T": "ACT"}
+
+    def genes(records):
+        return [replace(r, sequence="".join(codon[c] for c in r.sequence)) for r in records]
+
+    (tmp_path / "target.csv").write_text(table(genes(proteins()), "id", "sequence", "label"))
+    (tmp_path / "source.csv").write_text(table(genes(sources()), "id", "sequence", "label"))
+    done = run(
+        "transfer", tmp_path / "target.csv", "--source", tmp_path / "source.csv", "--cluster-by", "kmer",
+        "-o", tmp_path / "h.safetensors", "--model", write_weights(tmp_path), "--head", "linear",
+        "--lam", "1", "--sizes", "500", "--translate", "cds",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "looks like nucleotides" not in done.err
+    assert "500 proteins: left out of the learning curve, as 500 proteins are no part of" in done.out.decode()
+
+
+def test_low_rank_changes_are_of_the_last_layer_and_have_no_curve(tmp_path):
+    with pytest.raises(UsageError, match="low-rank changes are trained for the last layer, not 1"):
+        transfer(proteins(), [Source("other", sources())], trunk="lora", adapter=tmp_path / "a", layer=1)
+    (tmp_path / "target.csv").write_text(table(proteins(), "id", "sequence", "label"))
+    (tmp_path / "source.csv").write_text(table(sources(), "id", "sequence", "label"))
+    done = run(
+        "transfer", tmp_path / "target.csv", "--source", tmp_path / "source.csv", "--trunk", "lora",
+        "-o", tmp_path / "h.safetensors", "--model", write_weights(tmp_path), "--curve", tmp_path / "c.csv",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "leave --curve out" in done.err
 
 
 def test_low_rank_changes_need_a_file():

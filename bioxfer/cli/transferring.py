@@ -156,7 +156,8 @@ def transfer_command(
         typer.Option(
             "--sizes",
             metavar="N,N,...",
-            help="Numbers of target proteins on the learning curve, beside all of them; empty for none.",
+            help="Numbers of target proteins on the learning curve, beside all of them; empty for none. Not "
+            "with --trunk lora.",
         ),
     ] = "16,64,256",
     draws: Annotated[
@@ -171,7 +172,8 @@ def transfer_command(
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="What is finished is kept there; a second run goes on.",
+            help="The trunk and the points of the learning curve, or the low-rank changes, are kept there; "
+            "a second run goes on from them.",
         ),
     ] = None,
     licence: Annotated[
@@ -206,7 +208,7 @@ def transfer_command(
     where a trunk is trained on the sources and only a classifier on the target; and joint, where both are
     trained at once with L = L_src + λ·L_tar. The best by proteins of the training part becomes the head; the
     verdict (helped, no difference, hurt) goes by the held-out ones, with paired 95% intervals over homology
-    clusters. Source proteins that resemble a held-out protein are left out.
+    clusters. Source proteins that resemble one that judges or chooses are left out.
     """
     start_messages(quiet=quiet, verbose=not quiet)
     from bioxfer.output import TableWriter, check_output, table_format
@@ -221,6 +223,8 @@ def transfer_command(
     if checkpoint is not None:
         check_output(checkpoint, inputs=[*inputs, *given_files([out, adapter, curve])], overwrite=True)
     if curve is not None:
+        if trunk is Trunk.lora:
+            raise UsageError("low-rank changes take too long for a learning curve; leave --curve out")
         table_format(curve)
     parse_pool(pool)
     from bioxfer.cards import describe_card
@@ -228,17 +232,14 @@ def transfer_command(
     from bioxfer.transfer import CURVE_COLUMNS, curve_rows
     from bioxfer.transfer_data import Source, TransferOptions, keep_training_rows
 
-    records = read_labelled(
-        target,
-        labels,
-        on_duplicate=on_duplicate.value,
-        genetic_code=None if translate is Translate.off else genetic_code,
-    )
+    code = None if translate is Translate.off else genetic_code
+    records = read_labelled(target, labels, on_duplicate=on_duplicate.value, genetic_code=code)
+    others = []
+    for path in source:
+        rows = read_labelled(path, None, on_duplicate=on_duplicate.value, genetic_code=code)
+        others.append(Source(Path(path).name, keep_training_rows(Path(path).name, rows)))
     options = TransferOptions(
-        sources=[
-            Source(Path(path).name, keep_training_rows(Path(path).name, read_labelled(path, None)))
-            for path in source
-        ],
+        sources=others,
         lam=lam,
         trunk=trunk.value,
         sizes=_parse_sizes(sizes),
@@ -252,6 +253,7 @@ def transfer_command(
         device=device,
         offline=offline,
     )
+    options.check()  # before a model loads
     load = backbone_loader(model, device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
         trained = train_on_records(
@@ -282,6 +284,8 @@ def transfer_command(
             progress=progress,
         )
     trained.save(out)
+    if adapter is not None and trained.backbone != Path(adapter).stem:
+        Path(adapter).unlink(missing_ok=True)  # of a head that stood here before
     if curve is not None:
         with TableWriter(curve, CURVE_COLUMNS, overwrite=overwrite) as table:
             table.write(curve_rows(trained.card["transfer"]))

@@ -194,8 +194,11 @@ class Regression:
     def sets(self, outputs: npt.NDArray[Any], *, level: float, temperature: float = 1.0) -> list[list[str]]:
         """Write, in the labels' unit, the least and the largest number that is off by the level at most."""
         reach = level * self.scale
+        # six digits, or as many as tell the ends of the range apart to a thousandth of its width
+        largest = abs(self.mean) + 10 * self.scale
+        digits = max(6, math.ceil(math.log10(largest / reach)) + 4) if reach > 0 else 6
         return [
-            [f"{value - reach:.6g}", f"{value + reach:.6g}"] if math.isfinite(value) else []
+            [f"{value - reach:.{digits}g}", f"{value + reach:.{digits}g}"] if math.isfinite(value) else []
             for value in self.values(outputs).tolist()
         ]
 
