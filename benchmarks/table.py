@@ -51,6 +51,7 @@ def main() -> None:
         ]
         print("| " + " | ".join(cells) + " |")
     show_few_shot(read("few_shot"))
+    show_peers(read("biotrainer"))
 
 
 def show_few_shot(found: dict[str, Any]) -> None:
@@ -82,6 +83,28 @@ def show_few_shot(found: dict[str, Any]) -> None:
             show(scores["joint"]),
         ]
         print("| " + " | ".join(cells) + " |")
+
+
+def show_peers(found: dict[str, Any]) -> None:
+    """Print the table beside biotrainer: every model of either side, and seconds of training."""
+    if not found:
+        return
+    print(
+        "\n| task | train / dev / test | metric | biotrainer: score, training | bioxfer: score, training |\n"
+        "|---|---|---|---|---|"
+    )
+    for name, task in found["tasks"].items():
+        sides = []
+        for who in ("biotrainer", "bioxfer"):
+            told = [
+                f"{'**' if model == task['biotrainer_best_on_dev'] else ''}{model} "
+                f"{show(each['metrics'][task['metric']])}"
+                f"{'**' if model == task['biotrainer_best_on_dev'] else ''}, {each['seconds_training']:.1f} s"
+                for model, each in task[who].items()
+            ]
+            sides.append("; ".join(told))
+        counts = " / ".join(str(task["proteins"][side]) for side in ("train", "dev", "valid"))
+        print(f"| {name} | {counts} | {task['metric']} | {sides[0]} | {sides[1]} |")
 
 
 if __name__ == "__main__":

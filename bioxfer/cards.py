@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bioxfer.quoting import plain_label
+
 __all__ = ["describe_card"]
 
 _CLASSES_NAMED = 10  # before the page says "..."
@@ -196,7 +198,7 @@ def _describe_sets(conformal: Mapping[str, Any]) -> list[str]:
 
 def _plain(label: str) -> str:
     """Write a label on one line and not too long."""
-    text = label if label.isprintable() else repr(label)
+    text = plain_label(label)
     return text if len(text) <= _NAME_WIDTH else text[: _NAME_WIDTH - 3] + "..."
 
 
@@ -219,4 +221,4 @@ def _describe_score(score: dict[str, Any]) -> str:
 
 
 def _name_some(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:_CLASSES_NAMED]) + ", ..." * (len(classes) > _CLASSES_NAMED)
+    return ", ".join(map(plain_label, classes[:_CLASSES_NAMED])) + ", ..." * (len(classes) > _CLASSES_NAMED)

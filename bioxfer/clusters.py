@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.homology import Method, choose_method, find_links, normal_form
+from bioxfer.quoting import plain_label
 
 if TYPE_CHECKING:
     from bioxfer.sequences import SequenceRecord
@@ -26,6 +27,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 log = logging.getLogger("bioxfer")
 
 _CLASSES_NAMED = 5  # in a message before it says "..."
+_LONGEST_CLASS = 100  # characters of a class's name on average; what is longer is of residues
 
 
 def cluster_sequences(
@@ -240,7 +242,7 @@ class HomologyKFold:
         return self.n_splits
 
     def split(
-        self, X: Sequence[Any], y: npt.ArrayLike | None = None, groups: npt.ArrayLike | None = None
+        self, X: Sequence[Any], y: Any = None, groups: npt.ArrayLike | None = None
     ) -> Iterator[tuple[IntArray, IntArray]]:
         """Yield ``(train, test)`` places, fold by fold.
 
@@ -248,9 +250,9 @@ class HomologyKFold:
         ----------
         X : sequence
             N strings or records; with ``groups`` anything of length N.
-        y : array-like (N,) or (N, C), optional
-            Class labels to balance, or a matrix of 0 and 1 whose every column is balanced. Continuous
-            targets are not balanced.
+        y : array-like (N,) or (N, C), or N lists, optional
+            Class labels to balance; or a matrix of 0 and 1, dense or sparse, whose every column is balanced,
+            or lists of labels, likewise. Numbers, and labels or numbers of residues, are not balanced.
         groups : array-like (N,), optional
             Cluster of each; None clusters the sequences.
 
@@ -272,9 +274,10 @@ class HomologyKFold:
         clusters = np.asarray(groups)
         if clusters.shape != (len(X),):
             raise UsageError(f"groups {clusters.shape} do not fit {len(X)} proteins; give one cluster each")
+        named = _memberships(y, len(X), lengths=_lengths(X))
         shares = np.full(self.n_splits, 1 / self.n_splits)
-        fold = _deal_clusters(clusters, y, shares, self.seed)
-        _warn_of_absent_classes(y, fold)
+        fold = _deal_clusters(clusters, named[1], shares, self.seed, what="folds")
+        _warn_of_absent_classes(*named, fold)
         for number in range(self.n_splits):
             yield np.flatnonzero(fold != number), np.flatnonzero(fold == number)
 
@@ -286,7 +289,7 @@ def homology_split(
     test: float = 0.0,
     dev: float = 0.0,
     seed: int = 0,
-    y: npt.ArrayLike | None = None,
+    y: Any = None,
 ) -> npt.NDArray[np.str_]:
     """Hold out whole clusters for validation, and for two more parts if they are asked for.
 
@@ -298,7 +301,7 @@ def homology_split(
         Shares of the proteins to hold out, from 0 to below 1; a part of share 0 is not there.
     seed : int
         Order in which clusters of equal size are dealt.
-    y : array-like (N,) or (N, C), optional
+    y : array-like (N,) or (N, C), or N lists, optional
         Class labels to balance between the parts, as in `HomologyKFold.split`.
 
     Returns
@@ -327,25 +330,32 @@ def homology_split(
             "less than 1, such as 0.15"
         )
     shares = {"train": 1.0 - held} | {name: share for name, share in asked.items() if share}
-    part = _deal_clusters(np.asarray(groups), y, np.array(list(shares.values())), seed)
+    clusters = np.asarray(groups)
+    _, member = _memberships(y, len(clusters))
+    part = _deal_clusters(clusters, member, np.array(list(shares.values())), seed, what="parts")
     return np.array(list(shares))[part]
 
 
 def _deal_clusters(
-    groups: npt.NDArray[Any], y: npt.ArrayLike | None, shares: npt.NDArray[np.float64], seed: int
+    groups: npt.NDArray[Any],
+    member: npt.NDArray[np.bool_],
+    shares: npt.NDArray[np.float64],
+    seed: int,
+    *,
+    what: Literal["folds", "parts"],
 ) -> IntArray:
     """Deal clusters to folds of the given shares; return the fold of every protein.
 
-    ``y``: ``(N,)`` or ``(N, C)``.
+    ``member``: ``(N, C)``, who is in which class to balance; ``what``: the folds' name in a message.
     """
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < len(shares):
+        remedy = "use fewer folds" if what == "folds" else "hold out fewer parts"
         raise UsageError(
-            f"{len(groups)} proteins in {len(names)} homology clusters cannot fill {len(shares)} folds; "
-            "use fewer folds, a higher identity threshold or more diverse proteins"
+            f"{len(groups)} proteins in {len(names)} homology clusters cannot fill {len(shares)} {what}; "
+            f"{remedy}, use a higher identity threshold or more diverse proteins"
         )
     counts = [np.bincount(group)]  # all proteins count as one more class, so that sizes even out too
-    _, member = _memberships(y, len(group))
     for column in member.T:
         counts.append(np.bincount(group, weights=column, minlength=len(names)))
     table = np.stack(counts, axis=1).astype(np.float64)
@@ -365,14 +375,32 @@ def _deal_clusters(
     return fold[group]
 
 
-def _memberships(y: npt.ArrayLike | None, n: int) -> tuple[list[str], npt.NDArray[np.bool_]]:
+def _memberships(
+    y: Any, n: int, *, lengths: Sequence[int] | None = None
+) -> tuple[list[str], npt.NDArray[np.bool_]]:
     """Return names of the classes to balance, and who is in which, ``(N, C)``.
 
-    None are balanced where there are no labels, where they are continuous, or where most differ.
+    None are balanced where there are no labels, where they are continuous or of residues, or where most
+    differ. ``lengths``: of the proteins, if known.
     """
     nobody: tuple[list[str], npt.NDArray[np.bool_]] = [], np.zeros((n, 0), dtype=bool)
     if y is None:
         return nobody
+    if hasattr(y, "toarray"):  # a sparse matrix has no length
+        y = y.toarray()
+    if (lists := _as_lists(y)) is not None:
+        if len(lists) != n:
+            raise UsageError(f"{len(lists)} labels do not fit {n} proteins; give a label or a row each")
+        if any(isinstance(name, str) for each in lists for name in each):
+            names = sorted({str(name) for each in lists for name in each})
+            order = {name: place for place, name in enumerate(names)}
+            member = np.zeros((n, len(order)), dtype=bool)
+            for row, each in enumerate(lists):
+                member[row, [order[str(name)] for name in each]] = True
+            return names, member
+        if len({len(each) for each in lists}) != 1:
+            return nobody
+        y = lists
     target = np.asarray(y)
     if target.ndim not in (1, 2) or len(target) != n:
         raise UsageError(
@@ -386,15 +414,39 @@ def _memberships(y: npt.ArrayLike | None, n: int) -> tuple[list[str], npt.NDArra
         return [f"column {column}" for column in present], member[:, present]
     if target.dtype.kind == "f":
         return nobody
-    names, label = np.unique(target.astype(str), return_inverse=True)
-    if 2 * len(names) > max(n, 10):  # numbers by another name; few proteins may well differ in class
+    texts = target.astype(str)
+    sizes = np.char.str_len(texts)
+    if sizes.sum() > _LONGEST_CLASS * n or (lengths is not None and sizes.tolist() == list(lengths)):
         return nobody
-    return names.tolist(), label[:, None] == np.arange(len(names))
+    classes, label = np.unique(texts, return_inverse=True)
+    if 2 * len(classes) > max(n, 10):  # numbers by another name; few proteins may well differ in class
+        return nobody
+    return classes.tolist(), label[:, None] == np.arange(len(classes))
 
 
-def _warn_of_absent_classes(y: npt.ArrayLike | None, fold: IntArray) -> None:
+def _as_lists(y: Any) -> list[list[Any]] | None:
+    """Return lists of labels or numbers, one for each protein; None where ``y`` is none of lists."""
+    if isinstance(y, np.ndarray) and y.dtype.kind != "O":
+        return None
+    if hasattr(y, "columns") or isinstance(y, (str, bytes)):  # a table is a matrix
+        return None
+    kinds = (list, tuple, set, frozenset, np.ndarray)
+    rows = list(y)
+    if not rows or not all(isinstance(each, kinds) for each in rows):
+        return None
+    if any(isinstance(each, np.ndarray) and each.ndim != 1 for each in rows):
+        return None
+    return [list(each) for each in rows]
+
+
+def _lengths(X: Sequence[Any]) -> list[int] | None:
+    """Return the residues of each protein; None where ``X`` is something else."""
+    texts = [getattr(x, "sequence", x) for x in X]
+    return [len(text) for text in texts] if all(isinstance(text, str) for text in texts) else None
+
+
+def _warn_of_absent_classes(names: Sequence[str], member: npt.NDArray[np.bool_], fold: IntArray) -> None:
     """Name the classes that are whole in one fold: its classifier has never seen what it is tested on."""
-    names, member = _memberships(y, len(fold))
     whole = [
         name for name, column in zip(names, member.T, strict=True) if len(set(fold[column].tolist())) == 1
     ]
@@ -402,5 +454,5 @@ def _warn_of_absent_classes(y: npt.ArrayLike | None, fold: IntArray) -> None:
         log.warning(
             "classes that are in one homology cluster, or in few that one fold took, are missing in that "
             "fold's training: %s; use fewer folds or add diverse proteins of them",
-            ", ".join(whole[:_CLASSES_NAMED]) + ", ..." * (len(whole) > _CLASSES_NAMED),
+            ", ".join(map(plain_label, whole[:_CLASSES_NAMED])) + ", ..." * (len(whole) > _CLASSES_NAMED),
         )

@@ -35,6 +35,7 @@ _FORMATS: tuple[TableFormat, ...] = ("csv", "tsv", "csv.gz", "tsv.gz", "csv.xz",
 _ROWS_OF_A_GROUP = 4096  # of a Parquet table that grows; each holds some MB of Python numbers
 _FORMULA = re.compile(r"[=+\-@]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_BOUNDLESS = ("-inf", "+inf")  # a number that a spreadsheet cannot read, but no formula of a stranger's
 
 
 def table_format(path: str | os.PathLike[str]) -> TableFormat:
@@ -304,7 +305,7 @@ class TableWriter:
         if isinstance(value, str) and _FORMULA.match(text) and (name == "id" or not _NUMBER.fullmatch(text)):
             if self.excel_safe:
                 text = f"'{text}"
-            elif not self._warned:
+            elif not self._warned and (name == "id" or text not in _BOUNDLESS):
                 self._warned = True
                 logger.warning(
                     "%s: %s %r starts like a spreadsheet formula and is written verbatim; "

@@ -147,6 +147,7 @@ def predict_rows(
     shape: Shape = "wide",
     probabilities: bool = False,
     coverage: float | None = None,
+    sets_where_possible: bool = False,
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
@@ -178,6 +179,9 @@ def predict_rows(
         Add to a wide table, for each head, the labels among which the true one is in
         this share of proteins like the training data, joined by ``;``, or of a number
         its least and largest value; see `bioxfer.conformal`.
+    sets_where_possible : bool, optional
+        Whether heads that cannot make label sets go without them, and are named in the log;
+        else they are refused.
     long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
         See `embed_records`.
     statuses : Counter, optional
@@ -206,7 +210,7 @@ def predict_rows(
             raise UsageError(
                 "a long table has no column for label sets; leave coverage out, or ask for a wide one"
             )
-        check_sets(heads, coverage)
+        check_sets(heads, coverage, where_possible=sets_where_possible)
     for head in heads:
         head.check_backbone(backbone)
     by_residue = any(isinstance(head, ResidueHead) for head in heads)
@@ -321,7 +325,8 @@ def predict(
         Whether to add one column per class to a wide table, except for heads for
         residues; an abstaining head fills them even where it says ``unknown``.
     coverage : float, optional
-        Add ``<head>_set``, or ``<head>_low`` and ``<head>_high``, see `predict_rows`.
+        Add ``<head>_set``, or ``<head>_low`` and ``<head>_high``, see `predict_rows`;
+        ready heads that cannot make them go without where no head is named.
     precision, device, threads, offline
         How to load the backbone, see `load_backbone`.
     batch_tokens, long, on_invalid, degap, cache
@@ -370,6 +375,7 @@ def predict(
         shape=shape,
         probabilities=probabilities,
         coverage=coverage,
+        sets_where_possible=heads is None,
         long=long,
         on_invalid=on_invalid,
         degap=degap,
@@ -390,6 +396,7 @@ def write_predictions(
     shape: Shape = "wide",
     probabilities: bool = False,
     coverage: float | None = None,
+    sets_where_possible: bool = False,
     long: Long = "window",
     on_invalid: OnInvalid = "x",
     degap: bool = False,
@@ -409,7 +416,7 @@ def write_predictions(
         What `iter_sequences` yields; read as they are needed.
     out : path
         The table, its format told by its suffix; ``-`` is standard output.
-    heads, backbone, shape, probabilities, coverage
+    heads, backbone, shape, probabilities, coverage, sets_where_possible
         See `predict_rows`.
     long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
         See `predict_rows`.
@@ -429,6 +436,7 @@ def write_predictions(
         shape=shape,
         probabilities=probabilities,
         coverage=coverage,
+        sets_where_possible=sets_where_possible,
         long=long,
         on_invalid=on_invalid,
         degap=degap,

@@ -51,6 +51,7 @@ def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     calibration = card.get("calibration", {})
     bins = calibration.get("reliability", ())
     if not bins:
+        _check_held_out(card, "reliability")
         raise UsageError(
             f"the card of head {card.get('name')!r} holds no reliability bins: it predicts a number, or was "
             "trained by an older version; train it anew, or choose another head"
@@ -108,9 +109,13 @@ def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes
     """
     curve = card.get("transfer", {}).get("curve", ())
     if not curve:
-        raise UsageError(
-            f"the card of head {card.get('name')!r} holds no learning curve; train it with `bioxfer transfer`"
+        _check_held_out(card, "learning curve")
+        reason = (
+            "it was transferred with low-rank changes or without sizes; give --sizes and another --trunk"
+            if "transfer" in card
+            else "it learnt from one task alone; use `bioxfer transfer` where there are others to learn from"
         )
+        raise UsageError(f"the card of head {card.get('name')!r} holds no learning curve: {reason}")
     ax = _axes(ax)
     ways = list(dict.fromkeys(point["way"] for point in curve))
     sizes = sorted({point["size"] for point in curve})
@@ -199,6 +204,14 @@ def save_plot(card: Mapping[str, Any], path: str | os.PathLike[str], *, what: Pl
         assert figure is not None  # it was made with one
         with publish(path) as temporary:
             figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=undated)
+
+
+def _check_held_out(card: Mapping[str, Any], what: str) -> None:
+    if card.get("split", {}).get("how") == "nothing was held out":
+        raise UsageError(
+            f"head {card.get('name')!r} was fitted in Python with nothing held out, so there is no {what} to "
+            "draw; train it with `bioxfer train`, or `train_on_records` in Python, which hold proteins out"
+        )
 
 
 def _matplotlib() -> None:

@@ -5,6 +5,7 @@ A wide table has one row per protein, a long one a row per protein, head and cla
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
@@ -24,6 +25,8 @@ __all__ = ["Head", "check_sets", "columns_of", "first_of", "long_rows", "reads_r
 
 Head: TypeAlias = TrainedHead | ResidueHead
 
+log = logging.getLogger("bioxfer")
+
 _SEPARATORS = (";", "|", "; ", " || ")  # between the labels of a set
 
 
@@ -32,25 +35,61 @@ def first_of(head: Head) -> int | None:
     return head.first if isinstance(head, TrainedHead) else None
 
 
-def check_sets(heads: Sequence[Head], coverage: float) -> None:
-    """Refuse to make label sets of heads that cannot.
+def makes_sets(head: Head) -> bool:
+    """Say whether a head can make label sets: it labels proteins, and keeps conformal scores."""
+    return isinstance(head, TrainedHead) and head.conformal is not None
+
+
+def check_sets(heads: Sequence[Head], coverage: float, *, where_possible: bool = False) -> None:
+    """Refuse to make label sets of heads that cannot, and warn of sets that leave out nothing.
+
+    Parameters
+    ----------
+    heads : sequence of TrainedHead or ResidueHead
+        All that are asked.
+    coverage : float
+        Share of the proteins whose set shall hold the truth.
+    where_possible : bool
+        Whether to name heads that cannot in the log, and refuse only where none can.
 
     Raises
     ------
     UsageError
-        A head has no conformal scores, or the coverage is not between 0 and 1.
+        A head, or each, has no conformal scores, or the coverage is not between 0 and 1.
     """
     check_coverage(coverage)
-    for head in heads:
+    without = [head for head in heads if not makes_sets(head)]
+    if where_possible and without:
+        if len(without) == len(heads):
+            raise UsageError(
+                f"none of {len(heads)} heads can make label sets: each labels residues or keeps no conformal "
+                "scores; leave coverage out, or name a head that was trained with this version"
+            )
+        log.info(
+            "no label sets of %s, which %s residues or %s no conformal scores",
+            ", ".join(head.name for head in without),
+            *(("labels", "keeps") if len(without) == 1 else ("label", "keep")),
+        )
+        without = []
+    for head in without:
         if not isinstance(head, TrainedHead):
             raise UsageError(
                 f"head {head.name!r} labels residues, and label sets are of proteins; leave coverage out, or "
                 "name other heads"
             )
-        if head.conformal is None:
-            raise UsageError(
-                f"head {head.name!r} keeps no conformal scores to make label sets from; train it anew with "
-                "this version, leave coverage out, or name other heads"
+        raise UsageError(
+            f"head {head.name!r} keeps no conformal scores to make label sets from; train it anew with "
+            "this version, leave coverage out, or name other heads"
+        )
+    for head in heads:
+        scores = head.conformal if isinstance(head, TrainedHead) else None
+        if scores is not None and scores.level(coverage) == math.inf:
+            log.warning(
+                "head %r: %d proteins are too few for a coverage of %s: the %s",
+                head.name,
+                scores.count,
+                coverage,
+                "set is all labels" if head.labels else "range is everything",
             )
 
 
@@ -60,11 +99,11 @@ def reads_residues(head: Head) -> bool:
 
 
 def columns_of(head: Head, probabilities: bool, coverage: float | None = None) -> list[str]:
-    """Name the columns that a head adds to a wide table."""
+    """Name the columns that a head adds to a wide table; none of sets where it cannot make any."""
     by_class = probabilities and isinstance(head, TrainedHead)
     classes = [f"{head.name}_p_{label}" for label in head.labels] if by_class else []
     parts = ["set"] if head.labels else ["low", "high"]
-    sets = [] if coverage is None else [f"{head.name}_{part}" for part in parts]
+    sets = [f"{head.name}_{part}" for part in parts] if coverage is not None and makes_sets(head) else []
     return [head.name, f"{head.name}_score", f"{head.name}_nearest", f"{head.name}_flag", *sets, *classes]
 
 
@@ -116,7 +155,7 @@ def _judge(
         return
     chances = head.predict_proba(features, sequences) if probabilities else np.empty((len(features), 0))
     sets: list[list[object]] = [[] for _ in features]
-    if coverage is not None:
+    if coverage is not None and makes_sets(head):
         sets = [_set_cells(head, each) for each in head.predict_sets(features, sequences, coverage=coverage)]
     decisions, nearest = head.predict(features, sequences), head.nearest(features)
     for decision, neighbour, fitting, row in zip(decisions, nearest, sets, chances, strict=True):

@@ -17,10 +17,11 @@ from bioxfer.clusters import HomologyKFold, cluster_records, homology_split
 from bioxfer.errors import InputError, LabelError, UsageError
 from bioxfer.homology import Method
 from bioxfer.io import OnDuplicate, read_labels, read_sequences
+from bioxfer.quoting import plain_label
 from bioxfer.residue_tasks import look_like_residue_labels
 from bioxfer.sequences import SequenceRecord, clean_protein, translate_cds
 from bioxfer.tasks.label_sets import look_joined, split_label
-from bioxfer.tasks.regression import look_continuous
+from bioxfer.tasks.regression import find_gaps, look_continuous
 
 __all__ = [
     "Partition",
@@ -257,7 +258,7 @@ def _classes(records: Sequence[SequenceRecord]) -> list[tuple[str, ...]] | None:
     """Return the classes of each record, none where it has no label; None if labels are no classes."""
     texts = [record.label for record in records if record.label]
     lengths = [len(record.sequence) for record in records if record.label]
-    if not texts or look_continuous(texts) or look_like_residue_labels(texts, lengths):
+    if not texts or look_continuous(texts) or find_gaps(texts) or look_like_residue_labels(texts, lengths):
         return None
     joined = look_joined(texts)
     return [
@@ -272,11 +273,12 @@ def _title(partition: Partition, part: str) -> str:
 
 def _count_classes(counts: Counter[str]) -> str:
     named = [
-        f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        f"{plain_label(name)} {count}"
+        for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
     shown = named[: 2 * _NAMED_AT_MOST]
     return ", ".join(shown) + f" and {len(named) - len(shown)} more" * (len(named) > len(shown))
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED_AT_MOST]) + ", ..." * (len(names) > _NAMED_AT_MOST)
+    return ", ".join(map(plain_label, names[:_NAMED_AT_MOST])) + ", ..." * (len(names) > _NAMED_AT_MOST)

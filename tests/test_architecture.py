@@ -85,6 +85,7 @@ ROOMS = (
     "relay",
     "lines",
     "sequences",
+    "quoting",
     "errors",
 )
 

@@ -136,3 +136,13 @@ def test_show_prints_the_page(tmp_path):
     ran = run("heads", "show", write_head(tmp_path))
     assert ran.code == 0
     assert ran.out.decode().rstrip("\n") == describe_card(load_head(tmp_path / "taste.safetensors").card)
+
+
+def test_classes_of_odd_names_are_told_apart():
+    card = copy.deepcopy(head().card)
+    card["labels"] = ["a, b", "c\nd", "plain one"]
+    card["classes"] = [card["classes"][0] | {"label": label} for label in card["labels"]]
+    text = describe_card(card)
+    assert "classes  3: 'a, b', 'c\\nd', plain one\n" in text
+    for start in ("'a, b' ", "'c\\nd' ", "plain one "):
+        assert line_of(text, start)

@@ -235,7 +235,7 @@ def test_homology_split_makes_as_many_parts_as_are_asked_for():
     for shares in ({"valid": 0.5, "test": 0.5}, {"valid": 0.0}, {"dev": -0.1}, {"test": float("nan")}):
         with pytest.raises(UsageError, match=r"sum to|is not between"):
             homology_split(groups, **shares)
-    with pytest.raises(UsageError, match="2 homology clusters cannot fill 3 folds"):
+    with pytest.raises(UsageError, match="2 homology clusters cannot fill 3 parts"):
         homology_split([0, 0, 1], valid=0.3, test=0.3)
 
 
@@ -333,3 +333,48 @@ def test_near_copies_with_a_low_complexity_half_are_one_cluster():
     rng = np.random.default_rng(18)
     first = natural(rng, 60) + "SRSRSSRSRSSSRSRS" * 5
     assert cluster_sequences([first, mutate(rng, first, 0.03)], method="kmer").tolist() == [0, 0]
+
+
+def test_lists_of_labels_are_balanced_each_label_by_itself():
+    rng = np.random.default_rng(15)
+    groups = np.arange(300) // 2
+    matrix = rng.random((300, 3)) < [0.5, 0.3, 0.1]
+    names = np.array(["a", "b", "c"])
+    lists = [names[row].tolist() for row in matrix]
+    wanted = [test.tolist() for _, test in HomologyKFold(3).split(groups, matrix, groups)]
+    sparse = pytest.importorskip("scipy.sparse")
+    ragged = np.empty(300, dtype=object)
+    ragged[:] = lists
+    for y in (lists, [set(each) for each in lists], ragged, sparse.csr_matrix(matrix.astype(int))):
+        assert [test.tolist() for _, test in HomologyKFold(3).split(groups, y, groups)] == wanted
+    assert (homology_split(groups, y=lists, seed=1) == homology_split(groups, y=matrix, seed=1)).all()
+    pairs = [["a", "b"] if place % 3 else ["b", "c"] for place in range(300)]  # as many labels each
+    sides = homology_split(groups, y=pairs, valid=0.3)
+    held = [pair for pair, side in zip(pairs, sides, strict=True) if side == "valid"]
+    assert sum("c" in pair for pair in held) == pytest.approx(30, abs=2)
+
+
+def test_a_label_of_one_cluster_is_named_from_lists_too(caplog):
+    y = [["many", "alone"] if place // 2 == 7 else ["many"] for place in range(30)]
+    list(HomologyKFold(3).split(y, y, np.arange(30) // 2))
+    assert "missing in that fold's training: alone; use" in caplog.text
+
+
+def test_labels_of_residues_are_not_balanced(caplog):
+    rng = np.random.default_rng(16)
+    proteins = [natural(rng, int(rng.integers(12, 40))) for _ in range(8)]
+    groups = np.arange(8)
+    plain = [test.tolist() for _, test in HomologyKFold(2).split(proteins, None, groups)]
+    numbers = [rng.random(len(protein)).tolist() for protein in proteins]
+    texts = [" ".join(map(str, each)) for each in numbers]
+    marks = ["H" * len(protein) for protein in proteins]
+    for y in (numbers, [np.array(each) for each in numbers], texts, marks):
+        assert [test.tolist() for _, test in HomologyKFold(2).split(proteins, y, groups)] == plain
+    assert not caplog.text
+    with pytest.raises(UsageError, match="7 labels do not fit 8 proteins; give a label or a row each"):
+        list(HomologyKFold(2).split(proteins, numbers[1:], groups))
+
+
+def test_parts_are_not_called_folds():
+    with pytest.raises(UsageError, match="1 homology clusters cannot fill 2 parts; hold out fewer parts"):
+        homology_split([0, 0, 0])

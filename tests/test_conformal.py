@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 from toys import backbone, fasta, head, proteins, run, write_head, write_weights
 
+import bioxfer.prediction
 from bioxfer.conformal import COVERAGES, MOST_SCORES, ConformalScores
 from bioxfer.errors import HeadFileError, UsageError
 from bioxfer.heads import TrainedHead
 from bioxfer.io import read_sequences
-from bioxfer.prediction import list_heads, load_head, predict
+from bioxfer.prediction import list_heads, load_head, predict, predict_rows, write_predictions
 from bioxfer.tasks import Multiclass, Multilabel, Regression
 
 CLASSES = Multiclass(("a", "b", "c", "d"))
@@ -247,3 +249,55 @@ def test_a_head_without_scores_says_so(tmp_path):
         UsageError, match="labels residues, and label sets are of proteins; leave coverage out"
     ):
         predict(["MKV"], heads=[residues], coverage=0.9)
+
+
+def test_too_few_proteins_for_a_coverage_are_told_once_for_each_head(tmp_path, caplog):
+    heads = [head(), head("alanine", task="regression")]
+    with caplog.at_level("WARNING", logger="bioxfer"):
+        counts = write_predictions(proteins(4), tmp_path / "t.csv", heads, backbone(), coverage=0.999)
+    assert counts["ok"] == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "head 'taste': 28 proteins are too few for a coverage of 0.999: the set is all labels",
+        "head 'alanine': 28 proteins are too few for a coverage of 0.999: the range is everything",
+    ]
+    cells = (tmp_path / "t.csv").read_text().splitlines()[1].split(",")
+    assert cells[-2:] == ["-inf", "inf"]
+    caplog.clear()
+    write_predictions(proteins(4), tmp_path / "t.csv", heads, backbone(), coverage=0.8)
+    assert not caplog.records
+
+
+def test_without_named_heads_those_without_sets_go_without(tmp_path, monkeypatch, caplog):
+    old = dataclasses.replace(head("alanine", task="regression"), conformal=None)
+    heads = [head(), old]
+    with caplog.at_level("INFO", logger="bioxfer"):
+        columns, rows = predict_rows(
+            proteins(3), heads, backbone(), coverage=0.9, sets_where_possible=True, probabilities=True
+        )
+        found = list(rows)
+    assert "taste_set" in columns
+    assert not {"alanine_set", "alanine_low", "alanine_high"} & set(columns)
+    assert {len(row) for row in found} == {len(columns)}
+    assert "no label sets of alanine, which labels residues or keeps no conformal scores" in caplog.text
+    with pytest.raises(UsageError, match="head 'alanine' keeps no conformal scores"):
+        predict_rows(proteins(3), heads, backbone(), coverage=0.9)
+    with pytest.raises(UsageError, match="none of 1 heads can make label sets: each labels residues or"):
+        predict_rows(proteins(3), [old], backbone(), coverage=0.9, sets_where_possible=True)
+
+    folder = tmp_path / "heads"
+    folder.mkdir()
+    for each in heads:
+        each.save(folder / f"{each.name}.safetensors")
+    monkeypatch.setattr(bioxfer.prediction, "READY_HEADS", folder)
+    table = predict(proteins(3), model=backbone(), coverage=0.9)
+    assert [name for name in table.columns if name.endswith(("_set", "_low"))] == ["taste_set"]
+    with pytest.raises(UsageError, match="head 'alanine' keeps no conformal scores"):
+        predict(proteins(3), heads=["taste", "alanine"], model=backbone(), coverage=0.9)
+    weights = write_weights(tmp_path)
+    (tmp_path / "in.fasta").write_text(fasta(proteins(4)))
+    common = ("predict", tmp_path / "in.fasta", "-o", "-", "--model", weights, "--no-resume")
+    ran = run(*common, "--coverage", "0.9")
+    assert ran.code == 0
+    assert "taste_set" in ran.out.decode().splitlines()[0]
+    assert ran.err.count("no label sets of alanine") == 1
+    assert run(*common, "--coverage", "0.9", "--head", "alanine").code == 2

@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score
 from toys import OILY, SALTY, backbone
 
+from bioxfer.clusters import HomologyKFold
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.estimators import (
     AnnotationTransfer,
@@ -366,3 +367,32 @@ def test_numbers_of_residues_that_are_none_are_refused(toys, change, message):
     y = [[float("AILV".find(letter)) for letter in protein] for protein in toys]
     with pytest.raises((LabelError, UsageError), match=message):
         ResidueRegressor(backbone(), identity=None, head="linear").fit(toys, change(y))
+
+
+def test_lists_of_labels_and_of_numbers_are_cross_validated(classifier, toys, sets):
+    names = np.array(["oily", "mixed", "salty"])[: sets.shape[1]]
+    lists = [names[row != 0].tolist() for row in np.asarray(sets)]
+    model = clone(classifier).set_params(task="multilabel")
+    scores = cross_val_score(model, toys, lists, cv=HomologyKFold(3, method="kmer"), error_score="raise")
+    assert (scores > 0).all()
+    numbers = [[float("AILV".find(letter)) for letter in protein] for protein in toys]
+    regressor = ResidueRegressor(backbone(), identity=None, head="linear")
+    folds = HomologyKFold(3, method="kmer")
+    scores = cross_val_score(regressor, toys, numbers, cv=folds, error_score="raise")
+    assert (scores > 0).all()
+
+
+@pytest.mark.parametrize("count", [19, 21])
+def test_groups_of_another_length_are_refused(toys, count):
+    marks = ["".join("oi"[letter in "AILMVWY"] for letter in protein) for protein in toys]
+    numbers = [[float("AILV".find(letter)) for letter in protein] for protein in toys]
+    for estimator, y in (
+        (ResidueClassifier(backbone()), marks),
+        (ResidueRegressor(backbone()), numbers),
+        (SequenceClassifier(backbone(), head="light-attention"), two("a", "b")),
+        (SequenceClassifier(backbone()), two("a", "b")),
+    ):
+        with pytest.raises(UsageError, match=f"{count} groups do not fit 20 proteins; give one cluster each"):
+            estimator.fit(toys, y, groups=np.arange(count))
+        with pytest.raises(UsageError, match=r"groups of shape \(20, 1\) do not fit 20 proteins"):
+            estimator.fit(toys, y, groups=np.arange(20)[:, None])

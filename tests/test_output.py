@@ -401,3 +401,9 @@ def test_devices_are_written_to_and_not_replaced():
     check_output(os.devnull, overwrite=False)
     write_table(os.devnull, [("a", 1)])
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_boundless_numbers_are_no_formulas(tmp_path, caplog):
+    with TableWriter(tmp_path / "t.csv", ["low", "high"]) as table:
+        table.write([("-inf", "inf"), ("+inf", "-1.5")])
+    assert not caplog.records

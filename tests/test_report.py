@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 import pytest
-from toys import head, run, write_head
+from toys import backbone, head, proteins, run, write_head
 
 from bioxfer.errors import MissingExtraError, UsageError
+from bioxfer.estimators import SequenceClassifier
 from bioxfer.prediction import load_head
 from bioxfer.report import plot_learning_curve, plot_reliability, save_plot
 
@@ -72,7 +73,7 @@ def test_what_a_card_does_not_hold_is_not_drawn(matplotlib, tmp_path, curve):
     with pytest.raises(UsageError, match="head 'alanine' holds no reliability bins: it predicts a number"):
         plot_reliability(head("alanine", task="regression").card)
     with pytest.raises(
-        UsageError, match="head 'taste' holds no learning curve; train it with `bioxfer transfer`"
+        UsageError, match="head 'taste' holds no learning curve: it learnt from one task alone"
     ):
         plot_learning_curve(head().card)
     with pytest.raises(UsageError, match="plot 'map' is not one of reliability, learning-curve"):
@@ -104,3 +105,20 @@ def test_the_command_line_draws(matplotlib, tmp_path):
     ran = run("heads", "plot", path, "-o", path, "--overwrite")
     assert ran.code == 2  # a head's suffix is no picture's
     load_head(path)  # the head itself is never drawn over
+
+
+def test_why_there_is_no_learning_curve_is_told_truthfully(curve):
+    moved = {"name": "toy", "transfer": {"curve": []}}
+    with pytest.raises(UsageError, match="no learning curve: it was transferred with low-rank changes or w"):
+        plot_learning_curve(moved)
+    with pytest.raises(UsageError, match="no learning curve: it learnt from one task alone; use `bio"):
+        plot_learning_curve(head().card)
+
+
+def test_a_head_from_python_says_that_nothing_was_held_out():
+    records = proteins()
+    texts, y = [record.sequence for record in records], [record.label for record in records]
+    card = SequenceClassifier(backbone(), identity=None, folds=2).fit(texts, y).head_.card
+    for draw in (plot_reliability, plot_learning_curve):
+        with pytest.raises(UsageError, match="'label' was fitted in Python with nothing held out, so there"):
+            draw(card)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import logging
 import random
@@ -324,3 +325,31 @@ def test_bad_inputs_are_one_sentence(tmp_path):
 def test_an_identity_out_of_range_is_refused(identity):
     with pytest.raises(UsageError, match=str(identity)):
         split_records(RECORDS, identity=identity, cluster_by="kmer")
+
+
+def test_classes_of_odd_names_are_told_apart(caplog):
+    names = {"a": "x, y", "b": "two\nlines", "c": "plain one"}
+    records = [dataclasses.replace(record, label=names[record.label]) for record in RECORDS]
+    text = describe_partition(split_records(records, cluster_by="kmer"), records)
+    assert len(text.splitlines()) == 3
+    assert "'x, y' 1" in text
+    assert "'two\\nlines' 1" in text
+    assert "plain one 1" in text
+    assert describe_partition(split_records(RECORDS, cluster_by="kmer"), RECORDS).count("'") == 0
+
+
+def test_numbers_with_gaps_are_not_balanced_as_classes():
+    labels = ["nan", *(f"{place / 7:.3f}" for place in range(1, len(RECORDS)))]
+    records = [dataclasses.replace(r, label=label) for r, label in zip(RECORDS, labels, strict=True)]
+    made = split_records(records, cluster_by="kmer")
+    bare = split_records([dataclasses.replace(r, label=None) for r in RECORDS], cluster_by="kmer")
+    assert made.parts == bare.parts
+    assert "nan" not in describe_partition(made, records)
+
+
+def test_proteins_of_one_cluster_fill_no_parts(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text(as_table([SequenceRecord(f"p{n}", "MKTAYIAKQRQISFVKSHFSRQ") for n in range(4)]))
+    ran = run("split", path, "-o", tmp_path / "out.csv")
+    assert ran.code == 2
+    assert "4 proteins in 1 homology clusters cannot fill 2 parts; hold out fewer parts" in ran.err

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from bioxfer.errors import LabelError, UsageError
-from bioxfer.tasks import Decision, Multiclass, Regression, task_from_dict, task_from_name
+from bioxfer.tasks import Decision, Multiclass, Multilabel, Regression, task_from_dict, task_from_name
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,9 @@ from bioxfer.tasks import Decision, Multiclass, Regression, task_from_dict, task
         ([str(i) for i in range(21)], Regression),
         (["1.5", "2", "3"], Regression),
         (["1e5", "NA", "007"], Multiclass),
-        (["nan", "1.5", "2.5"], Multiclass),
+        (["nan", "1.5", "b", "c"], Multiclass),
+        (["0", "1", "0", "1", "NA"], Multiclass),
+        (["1.5", "2.5", "3.5", "cold"], Multiclass),
     ],
 )
 def test_auto_takes_numbers_for_regression_and_names_for_classes(labels, kind):
@@ -166,3 +169,36 @@ def test_descriptions_of_no_task_are_refused(data):
 def test_decisions_unpack_as_label_and_score():
     label, score = Decision("a", 0.5)
     assert (label, score) == ("a", 0.5)
+
+
+@pytest.mark.parametrize("word", ["nan", "NA", "inf", "-inf", "NULL", "<NA>", "#N/A", "1e999", " NaN ", ""])
+def test_numbers_with_gaps_among_them_are_no_classes(word):
+    labels = [f"{i / 7:.3f}" for i in range(40)]
+    labels[4] = labels[9] = word
+    told = re.escape(f"2 of 40 labels are no numbers, such as {word!r} (row 5), and the others are; mend or")
+    with pytest.raises(LabelError, match=told + ".*--task multiclass .*if they are classes"):
+        task_from_name("auto", labels)
+    whole = [str(i) for i in range(30)] + [word]
+    with pytest.raises(LabelError, match=r"1 of 31 labels are no numbers, .* \(row 31\)"):
+        task_from_name("auto", whole)
+    if word:
+        assert isinstance(task_from_name("multiclass", labels), Multiclass)
+
+
+def test_a_long_label_is_shortened_in_messages():
+    long = "HHHEEECCC" * 40
+    for task, labels in (("regression", ["1.5", long]), ("multilabel", ["a;b", f"{long};|"])):
+        with pytest.raises(LabelError, match="HHHEEE") as caught:
+            task_from_name(task, labels)
+        assert len(str(caught.value)) < 150
+    for fit in (
+        lambda: Multiclass.from_labels([long] * 3),
+        lambda: Multiclass(("a", long)).encode(["a", long + "x"]),
+        lambda: Multilabel.from_labels([long, f"{long};b"]),
+        lambda: Multilabel(("a", long)).encode(["a", long + "x"]),
+    ):
+        with pytest.raises(LabelError, match=r"HHHEEECCC\.\.\.'") as caught:
+            fit()
+        assert len(str(caught.value)) < 200
+    with pytest.raises(LabelError, match=r"'a, b', 'c\\nd'"):
+        Multiclass(("a, b", "c\nd")).encode(["z"])

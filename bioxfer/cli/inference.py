@@ -70,7 +70,8 @@ def predict_command(
             "--coverage",
             metavar="SHARE",
             help="Add a column with the labels among which the true one is in this share of proteins like "
-            "the training data, such as 0.9; of a number two, its least and largest value.",
+            "the training data, such as 0.9; of a number two, its least and largest value. Where no --head "
+            "is given, heads that cannot make such sets go without.",
         ),
     ] = None,
     shape: Annotated[
@@ -128,6 +129,7 @@ def predict_command(
             shape=shape.value,
             probabilities=probabilities,
             coverage=coverage,
+            sets_where_possible=not head,
             long=long.value,
             on_invalid=on_invalid.value,
             degap=degap,

@@ -17,6 +17,7 @@ from bioxfer.estimators.attending import ATTENTION, fit_attentive
 from bioxfer.estimators.proteins import (
     OnBackbone,
     Proteins,
+    check_groups,
     cleaned_texts_of,
     describe_fit,
     embed_proteins,
@@ -91,6 +92,7 @@ class _SequencePredictor(OnBackbone):
         task: str,
         label_type: str,
     ) -> None:
+        check_groups(groups, len(records))
         attentive = self.head == ATTENTION
         embedded = embed_proteins(self, records, pool=self.pool, first=self.first, per_residue=attentive)
         if groups is None and self.identity is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OnBackbone",
     "Proteins",
+    "check_groups",
     "cleaned_texts_of",
     "describe_fit",
     "embed_proteins",
@@ -250,6 +251,20 @@ def describe_fit(
         "intervals": "none, as nothing was held out",
         "seed": getattr(estimator, "seed", 0),
     }
+
+
+def check_groups(groups: npt.ArrayLike | None, count: int) -> None:
+    """Refuse homology clusters that are not one for each of so many proteins.
+
+    Raises
+    ------
+    UsageError
+        With both numbers.
+    """
+    shape = (count,) if groups is None else np.shape(groups)
+    if shape != (count,):
+        given = f"{shape[0]} groups" if len(shape) == 1 else f"groups of shape {shape}"
+        raise UsageError(f"{given} do not fit {count} proteins; give one cluster each")
 
 
 def texts_of(records: Sequence[SequenceRecord]) -> list[str]:

@@ -15,6 +15,7 @@ from bioxfer.errors import LabelError, UsageError
 from bioxfer.estimators.proteins import (
     OnBackbone,
     Proteins,
+    check_groups,
     describe_fit,
     embed_proteins,
     label_proteins,
@@ -71,6 +72,7 @@ class _ResiduePredictor(OnBackbone):
 
     def _fit(self, records: list[SequenceRecord], groups: npt.ArrayLike | None) -> None:
         check_form(self.head)
+        check_groups(groups, len(records))
         texts = texts_of(records)
         task, codes = encode_labels(records, self._task)
         embedded = embed_proteins(self, records, per_residue=True)

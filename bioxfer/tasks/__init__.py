@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from bioxfer.errors import UsageError
+from bioxfer.errors import LabelError, UsageError
+from bioxfer.quoting import quote_label
 from bioxfer.tasks.classes import Multiclass
 from bioxfer.tasks.decisions import UNKNOWN, Decision
 from bioxfer.tasks.label_sets import SEPARATORS, look_joined, split_label
 from bioxfer.tasks.multilabel import Multilabel
-from bioxfer.tasks.regression import Regression, look_continuous
+from bioxfer.tasks.regression import Regression, find_gaps, look_continuous
 
 __all__ = [
     "SEPARATORS",
@@ -43,7 +44,8 @@ def task_from_name(name: str, labels: Sequence[str]) -> Task:
         ``"auto"`` tells by the labels. It is a regression where every label is a number and either some have
         a decimal point or more than 20 differ. Several labels for each protein are joined by ``;`` or ``|``:
         ``auto`` splits cells where one of these occurs, splitting leaves no cell without a label, some label
-        stands in two different cells, and not every label is a number. Else each cell is one class.
+        stands in two different cells, and not every label is a number. Else each cell is one class. Numbers
+        that would be a regression but for some ``nan``, ``NA``, ``inf`` or the like are refused.
     labels : sequence of str
         Labels as text.
 
@@ -55,6 +57,12 @@ def task_from_name(name: str, labels: Sequence[str]) -> Task:
         The labels do not fit the task.
     """
     if name == "auto":
+        if gaps := find_gaps(labels):
+            raise LabelError(
+                f"{len(gaps)} of {len(labels)} labels are no numbers, such as {quote_label(labels[gaps[0]])} "
+                f"(row {gaps[0] + 1}), and the others are; mend or drop them, or use --task multiclass (in "
+                "Python, task='multiclass') if they are classes"
+            )
         name = (
             "regression" if look_continuous(labels) else "multilabel" if look_joined(labels) else "multiclass"
         )

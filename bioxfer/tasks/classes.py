@@ -19,6 +19,7 @@ from bioxfer.evaluate import (
     log_loss,
     log_softmax,
 )
+from bioxfer.quoting import name_labels, quote_label
 from bioxfer.tasks.decisions import LEAST, UNKNOWN, Decision, FloatArray
 from bioxfer.tasks.regions import fitting_labels, greatest_misfit
 
@@ -57,7 +58,8 @@ class Multiclass:
         if "" in counts:
             raise LabelError(f"{counts['']} of {len(labels)} labels are empty; drop or fill those rows")
         if len(counts) < 2:
-            found = ", ".join(f"{name!r} ({n} proteins)" for name, n in counts.items()) or "no labels"
+            told = [f"{quote_label(name)} ({n} proteins)" for name, n in counts.items()]
+            found = ", ".join(told) or "no labels"
             raise LabelError(f"a classifier needs at least two classes, and the labels hold {found}")
         return cls(tuple(sorted(counts)))
 
@@ -83,8 +85,10 @@ class Multiclass:
         targets = np.empty(len(labels), dtype=np.int64)
         for i, label in enumerate(labels):
             if str(label) not in place:
-                known = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
-                raise LabelError(f"label {str(label)!r} (row {i + 1}) is none of the classes {known}")
+                raise LabelError(
+                    f"label {quote_label(label)} (row {i + 1}) is none of the classes "
+                    f"{name_labels(self.classes)}"
+                )
             targets[i] = place[str(label)]
         return targets
 

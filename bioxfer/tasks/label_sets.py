@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bioxfer.errors import LabelError
+from bioxfer.quoting import quote_label
 from bioxfer.tasks.decisions import FloatArray
 from bioxfer.tasks.regression import is_number
 
@@ -51,13 +52,14 @@ def split_label(label: str) -> tuple[str, ...]:
     text = str(label)
     if all(separator in text for separator in SEPARATORS):
         raise LabelError(
-            f"label {text!r} holds both {SEPARATORS[0]!r} and {SEPARATORS[1]!r}; join labels by one of them"
+            f"label {quote_label(text)} holds both {SEPARATORS[0]!r} and {SEPARATORS[1]!r}; join labels by "
+            "one of them"
         )
     separator = SEPARATORS[1] if SEPARATORS[1] in text else SEPARATORS[0]
     names = dict.fromkeys(part.strip() for part in text.split(separator))
     names.pop("", None)
     if not names:
-        raise LabelError(f"label {text!r} names no label; give it one or drop it")
+        raise LabelError(f"label {quote_label(text)} names no label; give it one or drop it")
     return tuple(names)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bioxfer.errors import LabelError
+from bioxfer.quoting import name_labels, quote_label
 from bioxfer.tasks.decisions import Decision, FloatArray
 from bioxfer.tasks.label_sets import SEPARATOR, LabelSetMetrics, split_label, with_likeliest
 from bioxfer.tasks.regions import fitting_labels, greatest_misfit
@@ -56,13 +57,13 @@ class Multilabel:
         sets = _split_all(labels)
         counts = Counter(name for names in sets for name in names)
         if len(counts) < 2:
-            found = ", ".join(f"{name!r} ({n} proteins)" for name, n in counts.items()) or "none"
+            found = ", ".join(f"{quote_label(name)} ({n} proteins)" for name, n in counts.items()) or "none"
             raise LabelError(f"a multilabel head needs at least two labels, and the cells hold {found}")
         for name, count in sorted(counts.items()):
             if count == len(sets):
                 raise LabelError(
-                    f"label {name!r} is borne by all {count} proteins, so there is nothing to learn about "
-                    "it; leave it out of the cells or add proteins without it"
+                    f"label {quote_label(name)} is borne by all {count} proteins, so there is nothing to "
+                    "learn about it; leave it out of the cells or add proteins without it"
                 )
         return cls(tuple(sorted(counts)))
 
@@ -94,8 +95,10 @@ class Multilabel:
         for i, names in enumerate(_split_all(labels)):
             for name in names:
                 if name not in place:
-                    known = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
-                    raise LabelError(f"label {name!r} (row {i + 1}) is none of the classes {known}")
+                    raise LabelError(
+                        f"label {quote_label(name)} (row {i + 1}) is none of the classes "
+                        f"{name_labels(self.classes)}"
+                    )
                 targets[i, place[name]] = 1
         return targets
 

@@ -11,13 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bioxfer.errors import LabelError
+from bioxfer.quoting import quote_label
 from bioxfer.tasks.decisions import Decision, FloatArray
 from bioxfer.tasks.number_metrics import RegressionMetrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Regression", "is_number", "look_continuous"]
+__all__ = ["Regression", "find_gaps", "is_number", "look_continuous"]
+
+# What tables write where a number is missing, beside what Python reads as a number that is not finite.
+_GAPS = frozenset(
+    {
+        "", "-", "--", ".", "?", "na", "n/a", "<na>", "#n/a", "#na", "n.a.", "nd", "n.d.", "nil", "none",
+        "null", "missing", "#null!", "#num!", "#value!", "#div/0!", "#ref!", "#name?",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +205,7 @@ class Regression:
         reach = level * self.scale
         # six digits, or as many as tell the ends of the range apart to a thousandth of its width
         largest = abs(self.mean) + 10 * self.scale
-        digits = max(6, math.ceil(math.log10(largest / reach)) + 4) if reach > 0 else 6
+        digits = max(6, math.ceil(math.log10(largest / reach)) + 4) if 0 < reach < math.inf else 6
         return [
             [f"{value - reach:.{digits}g}", f"{value + reach:.{digits}g}"] if math.isfinite(value) else []
             for value in self.values(outputs).tolist()
@@ -238,12 +247,39 @@ def look_continuous(labels: Sequence[str]) -> bool:
     return len(texts) > 20 or any("." in text for text in texts)
 
 
+def find_gaps(labels: Sequence[str]) -> list[int]:
+    """Find what keeps labels from looking like a regression although it is no class.
+
+    Returns
+    -------
+    list of int
+        Places of labels such as ``nan``, ``NA`` and ``inf``; none unless more than half of the labels are
+        numbers that look like a regression, and all others are of this kind.
+    """
+    texts = list(map(str, labels))
+    gaps = [place for place, text in enumerate(texts) if _number(text) is None]
+    if not gaps or 2 * len(gaps) >= len(texts) or not all(_is_gap(texts[place]) for place in gaps):
+        return []
+    return gaps if look_continuous([text for text in texts if _number(text) is not None]) else []
+
+
+def _is_gap(text: str) -> bool:
+    if text.strip().casefold() in _GAPS:
+        return True
+    try:
+        return not math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _numbers(labels: Sequence[str]) -> FloatArray:
     values = np.empty(len(labels))
     for i, label in enumerate(labels):
         value = _number(label)
         if value is None:
-            raise LabelError(f"label {str(label)!r} (row {i + 1}) is not a finite number; mend or drop it")
+            raise LabelError(
+                f"label {quote_label(label)} (row {i + 1}) is not a finite number; mend or drop it"
+            )
         values[i] = value
     return values
 
