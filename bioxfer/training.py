@@ -24,6 +24,7 @@ from bioxfer.heads import TrainedHead
 from bioxfer.homology import Method, choose_method
 from bioxfer.honesty import describe_sets
 from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
+from bioxfer.quoting import quote_label
 from bioxfer.represented import Represented, represent
 from bioxfer.residue_labels import choose_residue_task
 from bioxfer.residue_training import evaluate_residue_head, keep_sides, train_residue_head
@@ -499,11 +500,11 @@ def _check_labels(records: Sequence[SequenceRecord], *, task: str, classes: Sequ
         for name in names:
             if known and name not in known:
                 raise LabelError(
-                    f"{record.place}: label {name!r} is none of the classes {_name_some(classes)}"
+                    f"{record.place}: label {quote_label(name)} is none of the classes {_name_some(classes)}"
                 )
         if task == Regression.name and not _is_number(record.label):
             raise LabelError(
-                f"{record.place}: label {record.label!r} is not a finite number; mend or drop it"
+                f"{record.place}: label {quote_label(record.label)} is not a finite number; mend or drop it"
             )
 
 
