@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bioxfer.quoting import plain_label
+from bioxfer.quoting import name_labels, plain_label
 
 __all__ = ["describe_card"]
 
-_CLASSES_NAMED = 10  # before the page says "..."
 _CLASSES_SHOWN = 40  # in a table of their own: those that the head knows least, where there are more
 _WARNINGS_SHOWN = 10
 _NAME_WIDTH = 40
@@ -24,7 +23,7 @@ def describe_card(card: dict[str, Any]) -> str:
         f"{card['name']}: {card['task']}, {card['head']['kind']} head on {backbone['name']} "
         f"({backbone['fingerprint']}), layer {backbone['layer']}, {backbone['pool']}"
         + (f", first {backbone['first']} residues" if "first" in backbone else ""),
-        *([f"classes  {len(classes)}: {_name_some(classes)}"] if classes else []),
+        *([f"classes  {len(classes)}: {name_labels(classes)}"] if classes else []),
         f"use      {card['intended_use']}",
         f"data     {card['data']['source']}, {card['data']['proteins']} proteins, "
         f"licence: {card['data']['licence']}",
@@ -218,7 +217,3 @@ def _describe_score(score: dict[str, Any]) -> str:
         return "nothing known"
     interval = " [{:.3f}, {:.3f}]".format(*score["ci95"]) if score["ci95"] else ""
     return f"{score['value']:.3f}{interval}"
-
-
-def _name_some(classes: Sequence[str]) -> str:
-    return ", ".join(map(plain_label, classes[:_CLASSES_NAMED])) + ", ..." * (len(classes) > _CLASSES_NAMED)

@@ -24,7 +24,7 @@ from bioxfer.heads import TrainedHead
 from bioxfer.homology import Method, choose_method
 from bioxfer.honesty import describe_sets
 from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
-from bioxfer.quoting import quote_label
+from bioxfer.quoting import name_labels, quote_label
 from bioxfer.represented import Represented, represent
 from bioxfer.residue_labels import choose_residue_task
 from bioxfer.residue_training import evaluate_residue_head, keep_sides, train_residue_head
@@ -38,8 +38,6 @@ __all__ = ["evaluate_on_records", "read_labelled", "train_on_records"]
 log = logging.getLogger("bioxfer")
 
 SplitBy = Literal["homology", "random", "column"]
-
-_CLASSES_NAMED = 10  # in a message before it says "..."
 
 
 def read_labelled(
@@ -500,16 +498,12 @@ def _check_labels(records: Sequence[SequenceRecord], *, task: str, classes: Sequ
         for name in names:
             if known and name not in known:
                 raise LabelError(
-                    f"{record.place}: label {quote_label(name)} is none of the classes {_name_some(classes)}"
+                    f"{record.place}: label {quote_label(name)} is none of the classes {name_labels(classes)}"
                 )
         if task == Regression.name and not _is_number(record.label):
             raise LabelError(
                 f"{record.place}: label {quote_label(record.label)} is not a finite number; mend or drop it"
             )
-
-
-def _name_some(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:_CLASSES_NAMED]) + ", ..." * (len(classes) > _CLASSES_NAMED)
 
 
 def _is_number(text: str) -> bool:

@@ -259,12 +259,15 @@ def move(
     dealt[usable] = side
     read = (side.tolist(), groups.tolist(), proteins, residues, [source.group.tolist() for source in sources])
     key = _key(records, options, made_by, task, head, seed, *read)
-    compare_ways = _compare_adapters if options.trunk == "adapter" else _compare_changes
-    features, forms, adapted, card = compare_ways(
-        everything, side, sources, options,
-        proteins=proteins, residues=residues, records=[records[p] for p in usable.tolist()], embed=embed,
-        head=head, pool=pool, key=key, seed=seed,
-    )  # fmt: skip
+    if options.trunk == "adapter":
+        features, adapted = everything.x, None
+        forms, card = _compare_adapters(everything, side, sources, options, head=head, key=key, seed=seed)
+    else:
+        forms = None
+        features, adapted, card = _compare_changes(
+            everything, side, sources, options, proteins=proteins, residues=residues,
+            records=[records[p] for p in usable.tolist()], embed=embed, head=head, pool=pool, seed=seed,
+        )  # fmt: skip
     for own, extra in zip(card["sources"], told, strict=True):
         own |= extra
     table = np.full((len(records), features.shape[1]), np.nan, dtype=np.float32)
@@ -364,15 +367,11 @@ def _compare_adapters(
     sources: Sequence[Labelled],
     options: TransferOptions,
     *,
-    proteins: Sequence[str],
-    residues: Sequence[Sequence[str]],
-    records: Sequence[SequenceRecord],
-    embed: Embed,
     head: HeadChoice,
-    pool: str,
     key: str,
     seed: int,
-) -> tuple[Floats, Sequence[Form] | None, tuple[Backbone, Adapter] | None, dict[str, Any]]:
+) -> tuple[Sequence[Form] | None, dict[str, Any]]:
+    """Compare a layer on frozen vectors with the target alone; return the chosen way's forms and the card."""
     known, held = np.flatnonzero(side != "valid"), np.flatnonzero(side == "valid")
     dev = side[known] == "dev"
     transfer = fit(
@@ -388,7 +387,7 @@ def _compare_adapters(
         report=log.info,
         journal=Journal(options.checkpoint, key),
     )
-    return target.x, transfer.forms, None, transfer.card
+    return transfer.forms, transfer.card
 
 
 def _compare_changes(
@@ -403,9 +402,8 @@ def _compare_changes(
     embed: Embed,
     head: HeadChoice,
     pool: str,
-    key: str,
     seed: int,
-) -> tuple[Floats, Sequence[Form] | None, tuple[Backbone, Adapter] | None, dict[str, Any]]:
+) -> tuple[Floats, tuple[Backbone, Adapter] | None, dict[str, Any]]:
     """Train low-rank changes of the backbone on the sources, and on sources and target, and compare."""
     lam = 1.0 if options.lam == "auto" else check_lam(options.lam)[0]
     known, held = np.flatnonzero(side != "valid"), np.flatnonzero(side == "valid")
@@ -482,8 +480,8 @@ def _compare_changes(
     }
     chosen = card["chosen"]
     if chosen == "target_only":
-        return target.x, None, None, card
-    return features[chosen], None, (backbones[chosen], adapters[chosen]), card
+        return target.x, None, card
+    return features[chosen], (backbones[chosen], adapters[chosen]), card
 
 
 def _teller(way: str) -> Callable[[int, Any, float | None], None]:

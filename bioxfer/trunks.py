@@ -20,6 +20,7 @@ from torch import Tensor
 from bioxfer.clusters import homology_split
 from bioxfer.heads import HeadKind
 from bioxfer.solvers import (
+    PENALTIES,
     Setting,
     Tensors,
     as_tensor,
@@ -37,7 +38,6 @@ LAMBDAS = (0.3, 1.0, 3.0)
 """Weights of the target's loss that are compared where none is given: a decade around that of the source."""
 JOINT_STOPS = (25, 50, 100, 200)  # steps after which a joint training is looked at
 FIRST_PENALTY = 0.1  # of the classifier that a joint training starts from
-PENALTIES = tuple(float(f"{10.0**-e:.2g}") for e in np.arange(0.0, 4.5, 0.5))  # as those of a linear head
 MEMBERS, HIDDEN, DROPOUT = 3, 128, 0.3
 RATE, JOINT_RATE, WEIGHT_DECAY = 1e-3, 5e-4, 0.01
 BATCH, LEAST_BATCH, TARGET_BATCH = 128, 32, 64  # of all sources together, of each at least, of the target
