@@ -1,6 +1,6 @@
 """Few examples: `auto` and transfer against plain logistic regression, on the same vectors and proteins.
 
-    python benchmarks/few_shot.py TABLES [--tasks NAME ...] --folder FOLDER [--draws 3] [--model compact]
+    python benchmarks/few_shot.py TABLES --folder FOLDER [--tasks NAME ...] [--draws 3] [--first 20]
 
 TABLES is what prepare_tables.py wrote. Training sets of 16 and 64 proteins of each class (of a number: in
 all) are drawn from rows that the backbone has not seen and that have no relatives among the held-out
@@ -141,13 +141,13 @@ def fit_plain(few: Labelled, x: np.ndarray) -> np.ndarray:
     return make_pipeline(StandardScaler(), model).fit(few.x, few.y).predict(x)
 
 
-def run(table: Table, sources: list[Labelled], size: int, draws: int, journal: Path) -> dict[str, Any]:
+def run(table: Table, sources: list[Labelled], size: int, numbers: range, journal: Path) -> dict[str, Any]:
     """Compare the methods on one task at one size; differences are paired by draw and held-out protein."""
     valid = np.flatnonzero(table.split == "valid")
     said: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
     seconds = dict.fromkeys(("plain", "transfer"), 0.0)
     chosen, counts = [], []
-    for number in range(draws):
+    for number in numbers:
         few = table.part(draw(table, size, seed=number))
         held = table.part(valid, few.task)
         started = time.perf_counter()
@@ -168,7 +168,7 @@ def run(table: Table, sources: list[Labelled], size: int, draws: int, journal: P
 
     def means(y: np.ndarray, p: np.ndarray) -> np.ndarray:
         scores = np.array([held.task.metrics(y, column)[name] for column in p.T])
-        values = scores.reshape(len(METHODS), draws).mean(axis=1)
+        values = scores.reshape(len(METHODS), len(numbers)).mean(axis=1)
         return np.concatenate([values, values[1:] - values[0], values[2:] - values[1]])
 
     values = means(held.y, together)
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("tables", type=Path)
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--first", type=int, default=20, help="seed of the first draw")
     parser.add_argument("--model", default="compact")
     parser.add_argument("--folder", type=Path, required=True, help="keeps vectors and finished tasks")
     options = parser.parse_args()
@@ -209,22 +210,33 @@ def main() -> None:
         for name in TASKS
     }
     options.folder.mkdir(parents=True, exist_ok=True)
+    numbers = range(options.first, options.first + options.draws)
+    place = f"{{}}-{{}}-{options.first}-{options.draws}.json"
     for name in options.tasks:
         others = [table for table in tables.values() if table.name != name]
         sources = [each.part(np.flatnonzero(each.split == "train")) for each in others]
         for size in SIZES:
-            kept = options.folder / f"{name}-{size}-{options.draws}.json"
+            kept = options.folder / place.format(name, size)
             if kept.exists():
                 continue
             journal = options.folder / f"{name}.safetensors"
-            result = run(tables[name], sources, size, options.draws, journal)
+            result = run(tables[name], sources, size, numbers, journal)
             kept.write_text(json.dumps(result), encoding="utf-8")
             told = ", ".join(f"{m} {result['scores'][m]['value']:.3f}" for m in METHODS)
             gain = result["scores"]["transfer - plain"]
             print(f"{name} {size}: {told}; transfer - plain {gain['value']:+.3f} {gain['ci95']}", flush=True)
-    paths = [options.folder / f"{name}-{size}-{options.draws}.json" for name in TASKS for size in SIZES]
+    paths = [options.folder / place.format(name, size) for name in TASKS for size in SIZES]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    write_result("few_shot", {"model": options.model, "pool": POOL, "draws": options.draws, "results": found})
+    write_result(
+        "few_shot",
+        {
+            "model": options.model,
+            "pool": POOL,
+            "draws": options.draws,
+            "first_draw": options.first,
+            "results": found,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ def main() -> None:
         print("| " + " | ".join(cells) + " |")
     show_few_shot(read("few_shot"))
     show_peers(read("biotrainer"))
+    show_faults(read("faults"))
+    show_scale(read("scale"))
 
 
 def show_few_shot(found: dict[str, Any]) -> None:
@@ -105,6 +107,46 @@ def show_peers(found: dict[str, Any]) -> None:
             sides.append("; ".join(told))
         counts = " / ".join(str(task["proteins"][side]) for side in ("train", "dev", "valid"))
         print(f"| {name} | {counts} | {task['metric']} | {sides[0]} | {sides[1]} |")
+
+
+def show_faults(found: dict[str, Any]) -> None:
+    """Print what happened to each tool on each fault, and how often each happened."""
+    if not found:
+        return
+    tools = list(found["tools"])
+    print("\n| fault | " + " | ".join(tools) + " |\n|---|" + "---|" * len(tools))
+    for name, each in found["faults"].items():
+        cells = [name.replace("|", "\\|").replace("<", "&lt;"), *(each[tool]["outcome"] for tool in tools)]
+        print("| " + " | ".join(cells) + " |")
+    words = dict.fromkeys(word for total in found["totals"].values() for word in total)
+    for word in words:
+        print(
+            f"| all: {word} | " + " | ".join(str(found["totals"][tool].get(word, 0)) for tool in tools) + " |"
+        )
+
+
+def show_scale(found: dict[str, Any]) -> None:
+    """Print the runs over many records."""
+    if not found:
+        return
+    print(
+        f"\n| {found['records']:,} records | seconds | a second | last fifth / first "
+        "| MiB after a tenth, at the end | complete |\n|---|---|---|---|---|---|"
+    )
+    for name, each in found.items():
+        if not isinstance(each, dict) or "mib_at_tenths" not in each:
+            continue
+        output, sizes = each["output"], each["mib_at_tenths"]
+        whole = output["rows"] == found["records"] and output["ids_in_order"] and each["exit_code"] == 0
+        cells = [
+            name.replace("_", " "),
+            f"{each['seconds']:.0f}",
+            f"{each['records_per_second']:,}",
+            f"{each['last_fifth_over_first']:.2f}",
+            f"{sizes[0]}, {sizes[-1]}",
+            "yes" if whole else "no",
+        ]
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

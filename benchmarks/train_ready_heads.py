@@ -5,7 +5,8 @@ only judged. What simple methods reach on the same rows is baselines.py's to say
 
     python benchmarks/train_ready_heads.py TABLES [HEAD ...] [--precision bf16]
 
-Without any HEAD, all are trained. The result file is written anew from the cards of all that are there.
+Without any HEAD, all are trained. The result file is written anew from the cards of all that are there, and
+the sha256 of all that is shipped is recorded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from results import write_result
 
+from bioxfer.backbones.shipped import record_shipped
 from bioxfer.prediction import READY_HEADS, load_head
 
 POOL = "mean+max+cls+start+end"
@@ -175,6 +177,7 @@ def main() -> None:
                 text=True,
             ).stdout
             print(shown, flush=True)
+    record_shipped()
     measured = {}
     for name, plan in HEADS.items():
         if not (READY_HEADS / f"{name}.safetensors").exists():

@@ -20,8 +20,9 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bioxfer.errors import OutputError
 
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["EmbeddingCache", "cache_key", "default_cache_path"]
+__all__ = [
+    "CacheState",
+    "EmbeddingCache",
+    "cache_key",
+    "default_cache_path",
+    "inspect_cache",
+    "shelter_compiler",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +50,12 @@ _ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)  # the latter: SQLite quot
 _APPLICATION_ID = 0x62786672  # "bxfr": tells our files from other SQLite databases
 _KEY_VERSION = "1"  # to be raised when pooling or stitching changes a value
 _BUSY_SECONDS = 60.0  # a commit of one batch takes milliseconds, of a 35,000-residue matrix about a second
+_STEP = 0.5  # seconds of SQLite's own waiting, which no signal interrupts
 _LARGEST = 900_000_000  # bytes; SQLite takes no blob of more than a billion
+_SAMPLE = 200  # values whose checksums an inspection looks at, evenly spread
 _KEYS_PER_QUERY = 500  # SQLite before 3.32 takes at most 999 variables
 
+_COUNT = "SELECT count(*) FROM bioxfer_embedding_1"
 # Another layout will take another name: files of two versions of bioxfer can then share a path.
 _CREATE = """
 CREATE TABLE IF NOT EXISTS bioxfer_embedding_1 (
@@ -84,6 +95,24 @@ def default_cache_path() -> Path:
             "there is no home folder for the embedding cache; set BIOXFER_CACHE to a folder, "
             "or do without (--no-resume)"
         ) from error
+
+
+def shelter_compiler() -> None:
+    """Have torch's compiler keep its files in a folder of the user's own, unless it was told another.
+
+    It would take ``torchinductor_USER`` in the shared folder of temporary files, run the libraries that lie
+    there and unpickle the rest: whoever makes that folder first could choose what.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = default_cache_path().parent / "compiled"
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        own = nearest != folder or folder.stat().st_uid == os.geteuid()
+    except (OutputError, OSError, AttributeError):  # no home, no permission, no such thing as a user's number
+        return
+    if own and os.access(nearest, os.W_OK | os.X_OK):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
 
 
 def cache_key(
@@ -217,11 +246,7 @@ class EmbeddingCache:
 
     def __len__(self) -> int:
         """Count the values, damaged ones included."""
-        return self._mending(
-            lambda connection: int(
-                connection.execute("SELECT count(*) FROM bioxfer_embedding_1").fetchone()[0]
-            )
-        )
+        return self._mending(lambda connection: int(connection.execute(_COUNT).fetchone()[0]))
 
     def __repr__(self) -> str:
         return f"EmbeddingCache({os.fspath(self.path)!r})"
@@ -265,10 +290,10 @@ class EmbeddingCache:
 
     def _connect(self) -> sqlite3.Connection:
         self._inode = self._find_inode()
-        connection = sqlite3.connect(self.path.absolute(), timeout=_BUSY_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(self.path.absolute(), timeout=_STEP, isolation_level=None)
         try:
             connection.text_factory = bytes  # a damaged type byte may turn a blob into bad UTF-8
-            _prepare(connection, self.path)
+            _patiently(lambda opened: _prepare(opened, self.path), connection)
             self._inode = self._find_inode()
         except BaseException:
             connection.close()
@@ -285,7 +310,7 @@ class EmbeddingCache:
     def _mending(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Run an operation; where it meets a damaged file, run it again on a fresh one."""
         try:
-            return operation(self._connection)
+            return _patiently(operation, self._connection)
         except _ERRORS as error:
             if not _means_damage(error, self.path):
                 raise self._refusal(error) from error
@@ -293,7 +318,7 @@ class EmbeddingCache:
             self._set_aside(error)
         self._connection = self._open()
         try:
-            return operation(self._connection)
+            return _patiently(operation, self._connection)
         except _ERRORS as error:
             raise self._refusal(error) from error
 
@@ -325,6 +350,84 @@ class EmbeddingCache:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """What an inspection of a cache file found.
+
+    Attributes
+    ----------
+    size : int
+        Bytes, with the write-ahead log.
+    values : int or None
+        How many it holds; None where they could not be counted, or not in time.
+    sampled, damaged : int
+        Values that were looked at, and those among them whose checksum is wrong.
+    complaint : str
+        What is wrong with the file; empty if nothing was seen.
+    whole : bool
+        Whether all of the file was looked at.
+    """
+
+    size: int
+    values: int | None = None
+    sampled: int = 0
+    damaged: int = 0
+    complaint: str = ""
+    whole: bool = False
+
+
+def inspect_cache(path: Path, *, seconds: float) -> CacheState:
+    """Look a cache file over, and change nothing.
+
+    Parameters
+    ----------
+    path : Path
+        A file that is there.
+    seconds : float
+        Time to count and to read the whole file; 0 only takes a sample of the values.
+    """
+    log = Path(f"{path}-wal")
+    unfolded = log.stat().st_size if log.exists() else 0
+    # Where nobody is writing, as a file that will not change: otherwise SQLite would make files beside it.
+    mode = "mode=ro" if unfolded and Path(f"{path}-shm").exists() else "immutable=1"
+    found: dict[str, Any] = {"size": path.stat().st_size + unfolded}
+    deadline = time.monotonic() + seconds
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", timeout=1.0, uri=True)
+        with contextlib.closing(connection):
+            connection.text_factory = bytes
+            owner = connection.execute("PRAGMA application_id").fetchone()[0]
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            if b"bioxfer_embedding_1" not in tables:
+                foreign = owner != _APPLICATION_ID and tables
+                complaint = "it is a database of another program" if foreign else ""
+                return CacheState(**found, values=0, complaint=complaint, whole=True)
+            sample = list(_take_sample(connection))
+            found["sampled"] = len(sample)
+            found["damaged"] = sum(_decode(*row) is None for row in sample)
+            # Asked every so many steps of SQLite's machine.
+            connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            try:
+                found["values"] = connection.execute(_COUNT).fetchone()[0]
+                told = b", ".join(row[0] for row in connection.execute("PRAGMA quick_check(3)"))
+                found["complaint"] = "" if told == b"ok" else told.decode(errors="replace").replace("\n", " ")
+                found["whole"] = True
+            except sqlite3.OperationalError as error:
+                if "interrupted" not in str(error):
+                    raise
+    except (*_ERRORS, ValueError) as error:
+        found["complaint"] = str(error)
+    return CacheState(**found)
+
+
+def _take_sample(connection: sqlite3.Connection) -> Iterator[tuple[object, object, object, object]]:
+    """Give up to `_SAMPLE` rows, evenly spread; looking each up by its number costs little."""
+    last = connection.execute("SELECT max(rowid) FROM bioxfer_embedding_1").fetchone()[0] or 0
+    for number in range(1, last + 1, max(1, last // _SAMPLE)):
+        query = "SELECT key, shape, data, checksum FROM bioxfer_embedding_1 WHERE rowid = ?"
+        yield from connection.execute(query, (number,))
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Make sure that the database is ours, in write-ahead mode and has its table."""
     owner = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -333,7 +436,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise OutputError(
             f"{path} is a database of another program; name another file as the embedding cache"
         )
-    _enter_write_ahead_mode(connection)
+    # Lets readers and one writer work side by side, where the file system can.
+    connection.execute("PRAGMA journal_mode = WAL").fetchone()
     # Survives the death of the process; a power cut may cost the last batches, not the file.
     connection.execute("PRAGMA synchronous = NORMAL")
     with _transaction(connection):
@@ -341,18 +445,16 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
 
 
-def _enter_write_ahead_mode(connection: sqlite3.Connection) -> None:
-    """Let readers and one writer work side by side, where the file system can."""
+def _patiently(operation: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+    """Run an operation, and again while another process holds the file."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            return
+            return operation(connection)
         except sqlite3.OperationalError as error:
-            # The switch does not wait for the busy timeout as other statements do.
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
-        time.sleep(0.01)
+        time.sleep(0.01)  # the switch to a write-ahead log does not wait at all
 
 
 @contextlib.contextmanager
@@ -402,5 +504,8 @@ def _decode(key: object, shape: object, data: object, checksum: object) -> npt.N
         return None
     if _checksum(key, shape, data) != checksum:
         return None
-    sizes = [int(size) for size in shape.split(b"x")]
-    return np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(sizes)
+    try:
+        sizes = [int(size) for size in shape.split(b"x")]
+        return np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(sizes)
+    except ValueError:  # whoever wrote it made the checksum fit
+        return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bioxfer.quoting import name_labels, plain_label
+from bioxfer.quoting import name_labels, plain_label, printable
 
 __all__ = ["describe_card"]
 
@@ -16,7 +17,17 @@ _NAME_WIDTH = 40
 
 
 def describe_card(card: dict[str, Any]) -> str:
-    """Put a head's card into a page of text."""
+    """Put a head's card into a page of text; one that is not laid out as this version does it, as JSON."""
+    try:
+        page = _describe(card)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        page = "the card is not laid out as this version of bioxfer does it; it says\n" + json.dumps(
+            card, indent=2, ensure_ascii=False
+        )
+    return printable(page)
+
+
+def _describe(card: dict[str, Any]) -> str:
     backbone, split, calibration = card["backbone"], card["split"], card["calibration"]
     classes = [] if card["task"].endswith("regression") else sorted(card.get("labels", ()))
     lines = [

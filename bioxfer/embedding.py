@@ -27,7 +27,13 @@ from bioxfer.errors import SequenceError, UsageError
 from bioxfer.io import OnDuplicate, iter_sequences
 from bioxfer.pooling import POOLS, parse_pool
 from bioxfer.relay import ahead as read_ahead
-from bioxfer.sequences import OnInvalid, SequenceRecord, clean_protein, looks_like_nucleotides
+from bioxfer.sequences import (
+    OnInvalid,
+    SequenceRecord,
+    clean_protein,
+    looks_like_nucleotides,
+    tell_nucleotides,
+)
 
 __all__ = [
     "POOLS",
@@ -446,11 +452,8 @@ def _prepare(
             notes.append("looks like nucleotides where a protein is expected, see --translate cds")
             if not warned:
                 warned = True
-                logger.warning(
-                    "%s looks like nucleotides where a protein is expected; use --translate cds "
-                    "if it is a coding sequence (of further such records only their rows tell)",
-                    record.place,
-                )
+                told = tell_nucleotides(record)
+                logger.warning("%s (of further such records only their rows tell)", told)
         if clean.skipped or not used:
             status, used = "skipped", ""
         elif length > window and long == "error":

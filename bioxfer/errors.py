@@ -26,6 +26,8 @@ that sentence and exits with ``exit_code``; anything else that rises is a bug.
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BioxferError",
     "DuplicateIdError",
@@ -44,11 +46,34 @@ __all__ = [
     "WeightsError",
 ]
 
+_LONGEST = 900  # characters of a message: a dozen lines of a terminal
+_WHITE = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def _one_sentence(message: str) -> str:
+    line = _WHITE.sub(" ", message)
+    line = _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", line)
+    if len(line) <= _LONGEST:
+        return line
+    # the place stands at the beginning, and the remedy at the end
+    return f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 + 5 :]}"
+
 
 class BioxferError(Exception):
-    """Root of all errors that bioxfer raises on purpose."""
+    """Root of all errors that bioxfer raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        One sentence. What it quotes from a file may hold anything: line ends become blanks, other control
+        characters are escaped, so that none reaches a terminal, and a very long text loses its middle.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_sentence(message))
 
 
 class UsageError(BioxferError, ValueError):

@@ -19,9 +19,11 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bioxfer.errors import HeadFileError, InputError
+from bioxfer.errors import HeadFileError, InputError, UsageError
+from bioxfer.metadata import parse_metadata
 from bioxfer.neighbours import NeighbourIndex
 from bioxfer.output import publish
+from bioxfer.pooling import parse_pool
 
 __all__ = [
     "DamageError",
@@ -195,12 +197,10 @@ def read_container(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[A
         raise DamageError(f"a header of {size} bytes is longer than the file or {_HEADER_LIMIT} bytes")
     try:
         outer = json.loads(data[8 : 8 + size])
-        header = json.loads(outer["__metadata__"][METADATA_KEY])
+        header = parse_metadata(outer["__metadata__"][METADATA_KEY])
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamageError(f"{type(error).__name__}: {str(error)[:100]}") from error
-    if not isinstance(header, dict):
-        raise DamageError("its metadata are no JSON object")
     return header, tensors
 
 
@@ -235,6 +235,10 @@ def read_header(data: bytes, *, kinds: Collection[str]) -> tuple[dict[str, Any],
         raise DamageError(f"temperature {header['temperature']} is not above 0")
     if header["kind"] not in kinds:
         raise DamageError(f"kind {header['kind']!r} is none of {', '.join(kinds)}")
+    try:
+        parse_pool(header["pool"])
+    except UsageError as error:
+        raise DamageError(str(error)) from error
     return header, tensors
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from bioxfer.headfile import (
     save_head_file,
 )
 from bioxfer.neighbours import Neighbour, NeighbourIndex, unit_rows
+from bioxfer.pooling import parse_pool
 from bioxfer.tasks import Decision, Multilabel, Task, task_from_dict
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "Neighbour",
     "NeighbourIndex",
     "TrainedHead",
+    "check_reading",
     "confidence",
     "forward",
     "run_mlp",
@@ -277,6 +279,8 @@ class TrainedHead:
         ------
         FingerprintError
             With both sides named.
+        HeadFileError
+            If its own backbone does not give what its file says that it reads.
         """
         mine = [f"{self.backbone} ({self.fingerprint})"]
         theirs = [f"{backbone.name} ({backbone.fingerprint})"]
@@ -291,6 +295,7 @@ class TrainedHead:
                 f"head {self.name!r} was trained on {', '.join(mine)} and cannot read {', '.join(theirs)}; "
                 "use the former or train the head anew"
             )
+        check_reading(self, backbone, more=0 if self.attention is None else self.attention.n_features)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the head to a safetensors file, the same bytes for the same head.
@@ -347,6 +352,45 @@ class TrainedHead:
                 f"cannot read an array of shape {vectors.shape}"
             )
         return vectors
+
+
+class _Reading(Protocol):
+    """What every sort of head says of the vectors it reads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def pool(self) -> str: ...
+    @property
+    def n_features(self) -> int: ...
+
+
+def check_reading(head: _Reading, backbone: Backbone, *, more: int = 0) -> None:
+    """Refuse a head whose backbone does not give the vectors that its file says it reads.
+
+    Parameters
+    ----------
+    head : TrainedHead or ResidueHead
+        Whose fingerprint is the backbone's.
+    backbone : Backbone
+        The head's own.
+    more : int, optional
+        Numbers that the head makes of residues itself, beside the pooled vector.
+
+    Raises
+    ------
+    HeadFileError
+        With both sides named.
+    """
+    width = backbone.dim * len(parse_pool(head.pool)) + more
+    if not 0 <= head.layer <= backbone.n_layers or head.n_features != width:
+        raise HeadFileError(
+            f"head {head.name!r} reads vectors of width {head.n_features} from layer {head.layer}, but its "
+            f"backbone {backbone.name} gives width {width} by pooling {head.pool} and has layers 0 to "
+            f"{backbone.n_layers}; get or train the head anew"
+        )
 
 
 def forward(

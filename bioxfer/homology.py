@@ -17,9 +17,11 @@ Two searches find links:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -521,19 +523,19 @@ def _search_mmseqs(
         command += ["-e", str(evalue), "--max-seqs", str(most), "-v", "1"]
         command += ["--format-output", "query,target,fident,qcov,tcov,bits,qlen,tlen"]
         command += ["--threads", str(threads or os.cpu_count() or 1)]
-        run = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-        if run.returncode:
-            reason = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()[-1]
-            raise ModelError(
-                f"mmseqs easy-search ended with status {run.returncode} ({reason}); "
-                "use method 'kmer', which needs no mmseqs"
-            )
-        rows = [line.split("\t") for line in (place / "hits.tsv").read_text().splitlines()]
-    if not rows:
+        wrong = _run_mmseqs(command, place)
+        if not wrong:
+            try:
+                q, r, numbers = _read_hits(place / "hits.tsv", len(queries), len(references or queries))
+            except FileNotFoundError:
+                wrong = "mmseqs easy-search wrote no hits.tsv"
+            except ValueError:
+                wrong = "mmseqs easy-search wrote hits that cannot be read"
+        if wrong:
+            raise ModelError(f"{wrong}; use method 'kmer', which needs no mmseqs")
+    if not len(q):
         return _no_links()
-    q = np.array([int(row[0][1:]) for row in rows])
-    r = np.array([int(row[1][1:]) for row in rows])
-    identical, q_cov, r_cov, bits, q_len, r_len = np.array([row[2:] for row in rows], dtype=np.float64).T
+    identical, q_cov, r_cov, bits, q_len, r_len = numbers.T
     covered = np.where(q_len <= r_len, q_cov, r_cov)
     if references is None:  # found from either side, or from both
         q, r = np.maximum(q, r), np.minimum(q, r)
@@ -544,6 +546,46 @@ def _search_mmseqs(
     pair = q[keep] * (r.max() + 1) + r[keep]
     keep = keep[np.unique(pair, return_index=True)[1]]
     return Links(q[keep], r[keep], identical[keep], covered[keep], bits[keep])
+
+
+def _run_mmseqs(command: Sequence[str], place: Path) -> str:
+    """Run the program, and tell what went wrong, if anything did."""
+    try:
+        run = subprocess.Popen(
+            command,
+            cwd=place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,  # so that the programs it starts can be ended with it
+        )
+    except OSError as error:
+        return f"mmseqs cannot be started ({error.strerror})"
+    try:
+        out, err = run.communicate()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()  # until all have let go of the folder, which is removed next
+        raise
+    if run.returncode < 0:
+        return f"mmseqs easy-search was killed by signal {-run.returncode}"
+    reason = (err.strip() or out.strip() or "no message").splitlines()[-1]
+    return f"mmseqs easy-search ended with status {run.returncode} ({reason})" if run.returncode else ""
+
+
+def _read_hits(path: Path, queries: int, references: int) -> tuple[Any, Any, npt.NDArray[np.float64]]:
+    """Return query numbers, reference numbers and the six columns after them; ValueError if they are none."""
+    rows = [line.split("\t") for line in path.read_text(encoding="ascii").splitlines()]
+    if any(len(row) != 8 for row in rows):
+        raise ValueError("not eight columns")
+    q, r = (np.array([int(row[side].removeprefix("s")) for row in rows], dtype=np.int64) for side in (0, 1))
+    numbers = np.array([row[2:] for row in rows], dtype=np.float64).reshape(len(rows), 6)
+    strange = (q < 0) | (q >= queries) | (r < 0) | (r >= references) | ~np.isfinite(numbers).all(axis=1)
+    if strange.any():
+        raise ValueError("numbers out of range")
+    return q, r, numbers
 
 
 def _write_numbered(path: Path, sequences: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from bioxfer.errors import (
     LabelError,
     UsageError,
 )
+from bioxfer.ids import SeenIds
 from bioxfer.lines import (
     BYTE_ORDER_MARK,
     decode,
@@ -110,7 +111,7 @@ def iter_sequences(
     Yields
     ------
     SequenceRecord
-        Memory holds one record and the ids seen. An empty file has no records.
+        Memory holds one record and the latest ids. An empty file has no records.
 
     Raises
     ------
@@ -197,6 +198,7 @@ def _parse_fasta(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[Se
     header: bytes | None = None
     header_line = 0
     parts: list[bytes] = []
+    amid = 0
     for number, line in lines:
         if line.startswith(BYTE_ORDER_MARK + b">"):  # joined files may carry a byte-order mark in their midst
             line = line.removeprefix(BYTE_ORDER_MARK)
@@ -206,11 +208,13 @@ def _parse_fasta(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[Se
             header, header_line, parts = line[1:].rstrip(b"\r\n"), number, []
         elif header is not None:
             if b">" in line and b"<" not in line:
-                logger.warning(
-                    "%s, line %d: a '>' amid a sequence; if a record starts there, a line end is missing",
-                    source,
-                    number,
-                )
+                amid += 1
+                if amid <= _NAMED_AT_MOST:
+                    logger.warning(
+                        "%s, line %d: a '>' amid a sequence; if a record starts there, a line end is missing",
+                        source,
+                        number,
+                    )
             parts.append(line)
         elif not line.isspace():
             text = decode(line).strip()
@@ -220,6 +224,8 @@ def _parse_fasta(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[Se
             )
     if header is not None:
         yield _fasta_record(header, parts, source, header_line)
+    if amid > _NAMED_AT_MOST:
+        logger.warning("%s: %d more lines hold a '>' amid a sequence", source, amid - _NAMED_AT_MOST)
 
 
 def _fasta_record(header: bytes, parts: list[bytes], source: str, line: int) -> SequenceRecord:
@@ -253,24 +259,25 @@ def _parse_table(
 
 
 def _unique(records: Iterable[SequenceRecord], on_duplicate: OnDuplicate) -> Iterator[SequenceRecord]:
-    line_of: dict[str, int] = {}
     copies: dict[str, int] = {}
-    for record in records:
-        identifier = record.id
-        if identifier in line_of:
-            if on_duplicate == "error":
-                raise DuplicateIdError(
-                    f"{record.source}, line {record.line}: id {identifier!r} is already used in line "
-                    f"{line_of[identifier]}; make ids unique or use --on-duplicate rename"
-                )
-            number = copies.get(identifier, 1)
-            while identifier in line_of:
-                number += 1
-                identifier = f"{record.id}_{number}"
-            copies[record.id] = number
-            record = replace(record, id=identifier, renamed_from=record.id)
-        line_of[identifier] = record.line
-        yield record
+    with SeenIds() as seen:
+        for record in records:
+            identifier = record.id
+            line = seen.line_of(identifier)
+            if line is not None:
+                if on_duplicate == "error":
+                    raise DuplicateIdError(
+                        f"{record.source}, line {record.line}: id {identifier!r} is already used in line "
+                        f"{line}; make ids unique or use --on-duplicate rename"
+                    )
+                number = copies.get(identifier, 1)
+                while seen.line_of(identifier) is not None:
+                    number += 1
+                    identifier = f"{record.id}_{number}"
+                copies[record.id] = number
+                record = replace(record, id=identifier, renamed_from=record.id)
+            seen.add(identifier, record.line)
+            yield record
 
 
 # --- labels ------------------------------------------------------------------------------------------

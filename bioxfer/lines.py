@@ -17,9 +17,10 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Protocol, cast
+from typing import IO, Any, Protocol
 
 from bioxfer.errors import FormatError, InputError, MissingExtraError
+from bioxfer.quoting import name_labels
 
 __all__ = [
     "BYTE_ORDER_MARK",
@@ -36,17 +37,79 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _CHUNK = 1 << 16
 _HEAD = 4096  # bytes that tell what a file is
+_PIECE = 1 << 20  # bytes decompressed at once
+_SLICE = 1 << 8  # compressed bytes that zstandard gets at once
+_HEADER_LINES = 100  # of a table whose column names hold line ends
+_BLANK = 1 << 24  # bytes of white space that a text may begin with
 _LONGEST_CELL = 2**31 - 1  # the most that the csv module can be told on every system
 
 
 class _Decoder(Protocol):
-    """What zlib, bz2, lzma and zstandard agree on: one decoder reads one member of a file."""
+    """Reads one member of a compressed file, in pieces of a few megabytes however well it is compressed."""
 
     @property
     def eof(self) -> bool: ...
     @property
     def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
+    def pieces(self, data: bytes) -> Iterator[bytes]: ...
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        # 16 + MAX_WBITS: zlib then reads a gzip header and checks the CRC at the end
+        self._decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        while data:
+            yield self._decoder.decompress(data, _PIECE)
+            data = self._decoder.unconsumed_tail
+
+
+class _Blocks:
+    """What bz2 and lzma agree on."""
+
+    def __init__(self, decoder: bz2.BZ2Decompressor | lzma.LZMADecompressor) -> None:
+        self._decoder = decoder
+
+    @property
+    def eof(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        yield self._decoder.decompress(data, _PIECE)
+        while not (self._decoder.eof or self._decoder.needs_input):
+            yield self._decoder.decompress(b"", _PIECE)
+
+
+class _Zstandard:
+    """zstandard knows no bound, but 4 bytes hold 128 KiB at most."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+        self.unused_data = b""
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._decoder.eof)
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        for start in range(0, len(data), _SLICE):
+            yield self._decoder.decompress(data[start : start + _SLICE])
+            if self._decoder.eof:
+                self.unused_data = self._decoder.unused_data + data[start + _SLICE :]
+                return
 
 
 def _zstandard_decoder() -> _Decoder:
@@ -57,14 +120,13 @@ def _zstandard_decoder() -> _Decoder:
             "reading a Zstandard file needs an extra package; pip install 'bioxfer[zstd]'"
         ) from error
     # 2 GiB: what `zstd --long=31` writes; the library's own limit is 128 MiB.
-    return cast(_Decoder, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj())
+    return _Zstandard(zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj())
 
 
 _COMPRESSIONS: tuple[tuple[bytes, str, Callable[[], _Decoder]], ...] = (
-    # 16 + MAX_WBITS: zlib then reads a gzip header and checks the CRC at the end
-    (b"\x1f\x8b", "gzip", lambda: zlib.decompressobj(16 + zlib.MAX_WBITS)),
-    (b"BZh", "bzip2", bz2.BZ2Decompressor),
-    (b"\xfd7zXZ\0", "xz", lzma.LZMADecompressor),
+    (b"\x1f\x8b", "gzip", _Gzip),
+    (b"BZh", "bzip2", lambda: _Blocks(bz2.BZ2Decompressor())),
+    (b"\xfd7zXZ\0", "xz", lambda: _Blocks(lzma.LZMADecompressor())),
     (b"\x28\xb5\x2f\xfd", "Zstandard", _zstandard_decoder),
 )
 
@@ -84,6 +146,8 @@ def _read_bytes(path: str | os.PathLike[str]) -> Iterator[bytes]:
     with contextlib.ExitStack() as stack:
         try:
             stream: IO[bytes]
+            if _is_stdin(path) and sys.stdin is None:
+                raise InputError("cannot read standard input, which is closed; name a file")
             stream = sys.stdin.buffer if _is_stdin(path) else stack.enter_context(open(path, "rb"))
             first = stream.read(_CHUNK)
         except OSError as error:
@@ -118,15 +182,13 @@ def _decompress(
                     break
                 decoder = new_decoder()
             try:
-                content = decoder.decompress(chunk)
-            except MemoryError:
+                yield from filter(None, decoder.pieces(chunk))
+            except (MemoryError, GeneratorExit):
                 raise
             except Exception as error:  # zlib, lzma and zstandard each have a class of their own
                 raise FormatError(
                     f"{source} is damaged: {compression} says {error}; fetch it again"
                 ) from error
-            if content:
-                yield content
             chunk = b""
             if decoder.eof:
                 chunk, decoder = decoder.unused_data, None
@@ -158,11 +220,18 @@ def _numbered_lines(chunks: Iterable[bytes], source: str) -> Iterator[tuple[int,
 def open_lines(path: str | os.PathLike[str]) -> tuple[bytes, Iterator[tuple[int, bytes]]]:
     """Return how the text begins, leading blanks aside, and all its lines with their numbers."""
     chunks = _read_bytes(path)
-    head = start = b""
+    head, blank = b"", 0
+    while len(head) < len(BYTE_ORDER_MARK) and (chunk := next(chunks, b"")):
+        head += chunk
+    heads = [head.removeprefix(BYTE_ORDER_MARK)]
+    start = heads[0].lstrip()
     while len(start) < _HEAD and (chunk := next(chunks, b"")):
-        head = (head + chunk).removeprefix(BYTE_ORDER_MARK)
-        start = head.lstrip()
-    return start, _numbered_lines(itertools.chain([head], chunks), input_name(path))
+        heads.append(chunk)
+        blank += 0 if start else len(chunk)
+        if blank > _BLANK:
+            raise FormatError(f"{input_name(path)} begins with {blank} blanks and more; remove them")
+        start = (start + chunk).lstrip()
+    return start, _numbered_lines(itertools.chain(heads, chunks), input_name(path))
 
 
 def decode(data: bytes) -> str:
@@ -226,18 +295,24 @@ def read_rows(
     """
     numbered = iter(lines)
     header_line, header = next(((n, line) for n, line in numbered if not line.isspace()), (1, b""))
-    text = decode(header)
-    choices = [(delimiter, split_header(text, delimiter)) for delimiter in delimiters]
-    delimiter, columns = next((c for c in choices if set(required) <= set(c[1])), choices[0])
+    begun = [decode(header)]
+    begun += [
+        decode(line) for _, line in itertools.islice(numbered, _HEADER_LINES - 1 if b'"' in header else 0)
+    ]
+    choices = [(delimiter, *_read_header(begun, delimiter)) for delimiter in delimiters]
+    delimiter, columns, taken = next((c for c in choices if set(required) <= set(c[1])), choices[0])
     for name in (*required, *optional):
         count = columns.count(name)
         if count > 1 or (count == 0 and name in required):
             raise header_error(
                 f"{source}, line {header_line}: {'more than one' if count else 'no'} column {name!r} "
-                f"(columns found: {', '.join(columns) or 'none'}); rename the columns"
+                f"(columns found: {name_labels(columns) or 'none'}); rename the columns"
             )
-    reader = csv.reader((decode(line) for _, line in numbered), delimiter=delimiter, strict=True)
-    line = header_line + 1
+    if not taken:
+        raise FormatError(f"{source}, line {header_line}: a header without an end; is a quote left open?")
+    following = itertools.chain(begun[taken:], (decode(line) for _, line in numbered))
+    reader = csv.reader(following, delimiter=delimiter, strict=True)
+    line = header_line + taken
     while True:
         try:
             row = _next_row(reader)
@@ -252,7 +327,17 @@ def read_rows(
                     "quote cells that hold the delimiter"
                 )
             yield line, dict(zip(columns, row, strict=True))
-        line = header_line + reader.line_num + 1
+        line = header_line + taken + reader.line_num
+
+
+def _read_header(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
+    """Return the column names, and how many lines they take: a quoted one may hold line ends; 0: no end."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = next(reader, [])
+    except csv.Error:  # a quote is left open, or a line is too long to be a header
+        return split_header(lines[0], delimiter), 0
+    return [name.strip() for name in names], reader.line_num
 
 
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:

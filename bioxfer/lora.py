@@ -26,9 +26,9 @@ from bioxfer.backbones import is_backbone_name, resolve_precision
 from bioxfer.backbones.adapters import Adapter, BaseModel, load_adapter, read_base
 from bioxfer.backbones.kernels import ROWS
 from bioxfer.backbones.packing import AdaptedLinear, pack_tokens
+from bioxfer.checkpoints import read_checkpoint, restoring, write_checkpoint
 from bioxfer.draws import CROP, Draw, Draws, Part, check_parts, crop_at_random
-from bioxfer.errors import UsageError, WeightsError
-from bioxfer.output import publish
+from bioxfer.errors import UsageError
 from bioxfer.pooling import parse_pool, pool_residues
 from bioxfer.solvers import train_setting
 
@@ -267,7 +267,8 @@ class _Training:
     def run(self, *, checkpoint: Path | None, checkpoint_minutes: float, progress: Progress | None) -> None:
         """Train to the end, from the checkpoint if it is there."""
         if checkpoint is not None and checkpoint.exists():
-            self.restore(checkpoint)
+            with restoring(checkpoint):
+                self.restore(checkpoint)
             log.info("going on after epoch %d and %d steps of %s", self.epoch, self.batches, checkpoint)
         else:
             self.start_heads()
@@ -424,15 +425,12 @@ class _Training:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; it appears whole or not at all."""
-        from safetensors.torch import save
-
         tensors = {f"trunk.{name}": tensor for name, tensor in self._own().items()}
         for place, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{place}.{key}": torch.as_tensor(value) for key, value in state.items()}
         tensors |= {f"best.{layer}.a": a for layer, (a, _) in self.best.items()}
         tensors |= {f"best.{layer}.b": b for layer, (_, b) in self.best.items()}
         tensors |= {f"draws.{name}": tensor for name, tensor in self.drawn_from.items()}
-        whole = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         state = {
             "identity": self.identity(),
             "history": self.history,
@@ -441,22 +439,12 @@ class _Training:
             "sums": self.sums,
             "counts": self.counts,
         }
-        with publish(path) as temporary:
-            temporary.write_bytes(save(whole, metadata={"state": json.dumps(state, sort_keys=True)}))
+        write_checkpoint(path, state, tensors, sort="an adaptation")
 
     def restore(self, path: Path) -> None:
         """Go back to what a checkpoint holds."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                state = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            identity = state["identity"]
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise WeightsError(
-                f"{path}: not a checkpoint of an adaptation ({error}); remove it or name another"
-            ) from error
+        state, tensors = read_checkpoint(path, sort="an adaptation")
+        identity = state["identity"]
         own = json.loads(json.dumps(self.identity()))
         if changed := [key for key in own if identity.get(key) != own[key]]:
             raise UsageError(

@@ -1,7 +1,8 @@
 """Output, whole or not at all.
 
 A file is written under a temporary name in its target's folder, fsynced and
-renamed, so that whatever interrupts the work leaves the old file as it was.
+renamed, so that whatever interrupts the work leaves the old file as it was. What
+a killed process leaves behind is removed when the same target is written again.
 :class:`TableWriter` writes tables, :func:`publish` lends the same care to any
 other writer, and :func:`check_output` refuses a hopeless target before work starts.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import logging
 import lzma
 import numbers
@@ -132,7 +134,7 @@ def publish(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     pathlib.Path
-        Where to write; no file is there yet.
+        Where to write; an empty file, locked while the block runs.
 
     Raises
     ------
@@ -228,6 +230,8 @@ class TableWriter:
         """Open the temporary file and write the header."""
         with _output_errors(self.path), contextlib.ExitStack() as stack:
             if self.path == "-":
+                if sys.stdout is None:
+                    raise OutputError("cannot write standard output, which is closed; name a file")
                 self._stream = sys.stdout.buffer
                 stack.callback(self._stream.flush)
             else:
@@ -371,7 +375,8 @@ def _output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except OSError as error:
         name = "standard output" if os.fspath(path) == "-" else os.fspath(path)
-        reason = error.strerror or error
+        # In the system's own words: pyarrow adds some of its.
+        reason = os.strerror(error.errno) if error.errno else error
         raise OutputError(f"cannot write {name}: {reason}; make room or choose another place") from error
 
 
@@ -381,20 +386,64 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield Path(path)
         return
     target = Path(os.path.realpath(path))
+    prefix = f".bioxfer-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}-"
+    _remove_abandoned(target.parent, prefix)
     # The suffix stays, since some writers (numpy.savez) append their own where it is missing.
     suffix = target.suffix if len(target.suffix) <= 16 else ""
-    temporary = target.with_name(f".bioxfer-{secrets.token_hex(8)}{suffix}")
-    try:
+    with _locked_file(target.parent, prefix, suffix) as temporary:
         yield temporary
         _sync(temporary)
         if target.exists():
             os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not every file system lets a folder be synced
         _sync(target.parent)
+
+
+@contextlib.contextmanager
+def _locked_file(folder: Path, prefix: str, suffix: str) -> Iterator[Path]:
+    """Make an empty file that is locked until the block ends, and then remove what is left of it."""
+    while True:
+        path = folder / f"{prefix}{secrets.token_hex(8)}{suffix}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _lock(descriptor, wait=True)
+            # Another process may have taken it for abandoned before it was locked.
+            if not path.exists():
+                continue
+            yield path
+            return
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove temporary files whose process was killed: those that nobody holds a lock on."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        found = [entry.path for entry in entries if entry.name.startswith(prefix)]
+        for path in found:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    if _lock(descriptor, wait=False):
+                        os.unlink(path)
+                finally:
+                    os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock a file until its descriptor is closed, if only by the process's end; tell whether it is locked."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # another process has it, or this file system has no locks
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

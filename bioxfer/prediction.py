@@ -28,9 +28,19 @@ from bioxfer.embedding import (
 from bioxfer.errors import UnknownModelError, UsageError
 from bioxfer.io import OnDuplicate
 from bioxfer.output import TableWriter, is_stream
-from bioxfer.relay import behind
+from bioxfer.relay import behind, close
 from bioxfer.residues import ResidueHead, read_head
-from bioxfer.rows import Head, check_sets, columns_of, first_of, long_rows, reads_residues, wide_rows
+from bioxfer.rows import (
+    Head,
+    Kind,
+    check_sets,
+    columns_of,
+    first_of,
+    kinds_of,
+    long_rows,
+    reads_residues,
+    wide_rows,
+)
 from bioxfer.sequences import OnInvalid, SequenceRecord
 
 if TYPE_CHECKING:
@@ -50,6 +60,7 @@ READY_HEADS = Path(__file__).parent / "weights" / "heads"
 """Heads inside the package, one ``NAME.safetensors`` each."""
 
 _STEM = ("id", "length", "status", "message")  # first columns of every table
+_NUMBERS: dict[str, Kind] = {"length": int, "position": int, "rank": int, "score": float}  # of a long table
 _CELLS_BEHIND = 2**18  # that wait for the writer at most; some 16 MB
 _ROWS_AT_ONCE = 512  # proteins that a head sees together
 _MATRICES_AT_ONCE = 32  # the same where each brings all its residues along
@@ -261,17 +272,20 @@ def predict_rows(
     at_once = min(_ROWS_AT_ONCE, _MATRICES_AT_ONCE) if by_matrix else _ROWS_AT_ONCE
 
     def rows() -> Iterator[list[object]]:
-        while some := list(islice(embedded, at_once)):
-            if statuses is not None:
-                statuses.update(each.status for each in some)
-            readings: dict[int | None, list[EmbeddedRecord]] = {longest: some}
-            for first, engine in engines.items():
-                readings[first] = embed_first(some, engine, first=first, long=long)
-                _note_messages(some, readings[first], first)
-            if shape == "wide":
-                yield from wide_rows(some, heads, readings, probabilities, coverage)
-            else:
-                yield from long_rows(some, heads, readings, by_residue)
+        try:
+            while some := list(islice(embedded, at_once)):
+                if statuses is not None:
+                    statuses.update(each.status for each in some)
+                readings: dict[int | None, list[EmbeddedRecord]] = {longest: some}
+                for first, engine in engines.items():
+                    readings[first] = embed_first(some, engine, first=first, long=long)
+                    _note_messages(some, readings[first], first)
+                if shape == "wide":
+                    yield from wide_rows(some, heads, readings, probabilities, coverage)
+                else:
+                    yield from long_rows(some, heads, readings, by_residue)
+        finally:
+            close(embedded)
 
     return columns, rows()
 
@@ -447,6 +461,9 @@ def write_predictions(
         progress=progress,
         statuses=statuses,
     )
-    with TableWriter(out, columns, excel_safe=excel_safe, overwrite=overwrite) as table:
+    kinds: list[Kind] = [_NUMBERS.get(name, str) for name in columns]
+    if shape == "wide":
+        kinds[len(_STEM) :] = [kind for head in heads for kind in kinds_of(head, probabilities, coverage)]
+    with TableWriter(out, columns, excel_safe=excel_safe, overwrite=overwrite, kinds=kinds) as table:
         behind(rows, table.write, weigh=len, most=_CELLS_BEHIND, here=is_stream(out))
     return statuses

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from bioxfer.backbones import resolve_precision
 from bioxfer.backbones.compact import BOS, EOS, CompactBlock, CompactConfig, CompactModel, save_compact
+from bioxfer.checkpoints import read_checkpoint, restoring, write_checkpoint
 from bioxfer.corpus import (
     IGNORED,
     Batch,
@@ -38,7 +39,7 @@ from bioxfer.corpus import (
     read_source,
     read_test_proteins,
 )
-from bioxfer.errors import InputError, UsageError, WeightsError
+from bioxfer.errors import InputError, UsageError
 from bioxfer.pooling import POOLS, pool_residues
 
 __all__ = ["PretrainOptions", "learning_rate_at", "masked_perplexity", "pretrain"]
@@ -438,7 +439,9 @@ def pretrain(
     step, spent, tokens = 0, 0.0, 0
     stages = [{"from_step": 0, **asdict(options)}]
     if checkpoint is not None and Path(checkpoint).exists():
-        (step, spent, tokens), stages = _restore(Path(checkpoint), trunk, optimizers, sampler, options, data)
+        place = Path(checkpoint)
+        with restoring(place):
+            (step, spent, tokens), stages = _restore(place, trunk, optimizers, sampler, options, data)
         log.info("going on from step %d of %s", step, checkpoint)
     history: list[dict[str, float]] = []
     means: dict[str, float] = {}
@@ -532,11 +535,6 @@ def _save(
     data: dict[str, Any],
     counts: tuple[int, float, int],
 ) -> None:
-    from safetensors.torch import save
-
-    from bioxfer.output import publish
-
-    tensors = {name: t.detach().clone().contiguous() for name, t in _state(trunk, optimizers).items()}
     state = {
         "counts": counts,
         "cursors": sampler.cursors,
@@ -544,8 +542,7 @@ def _save(
         "stages": stages,
         "data": data,
     }
-    with publish(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
+    write_checkpoint(path, state, _state(trunk, optimizers), sort="a pretraining")
 
 
 def _restore(
@@ -556,16 +553,7 @@ def _restore(
     options: PretrainOptions,
     data: dict[str, Any],
 ) -> tuple[tuple[int, float, int], list[dict[str, Any]]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: not a checkpoint of a pretraining ({error}); remove it or name another"
-        ) from error
+    state, tensors = read_checkpoint(path, sort="a pretraining")
     if state.get("data") != data:
         raise UsageError(
             f"{path}: the checkpoint was made with another corpus or other sources, or these have changed "

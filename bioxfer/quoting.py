@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-__all__ = ["name_labels", "plain_label", "quote_label"]
+__all__ = ["name_labels", "plain_label", "printable", "quote_label"]
+
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _QUOTED_AT_MOST = 30  # characters of a label in a message; that of residues has hundreds
 _NAMED_AT_MOST = 10  # labels in a message
@@ -41,3 +44,14 @@ def name_labels(labels: Sequence[str]) -> str:
         for label in labels[:_NAMED_AT_MOST]
     ]
     return ", ".join(named) + ", ..." * (len(labels) > _NAMED_AT_MOST)
+
+
+def printable(page: str) -> str:
+    r"""Escape, as JSON would, what commands a terminal and what UTF-8 cannot hold.
+
+    Examples
+    --------
+    >>> print(printable("caf\udce9 \x1b[31m"))
+    caf\udce9 \u001b[31m
+    """
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found.group()):04x}", page)

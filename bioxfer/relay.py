@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-__all__ = ["ahead", "behind"]
+__all__ = ["ahead", "behind", "close"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -104,7 +104,10 @@ def behind(
     6
     """
     if here:
-        return write(iter(items))
+        try:
+            return write(iter(items))
+        finally:
+            close(items)
     lane = _Lane(weigh, most)
     results: list[R] = []
     end = _End()
@@ -125,9 +128,16 @@ def behind(
     finally:
         lane.cancel()
         _join(writer, None)
+        close(items)
     if end.error is not None:
         raise end.error
     return results[0]
+
+
+def close(items: object) -> None:
+    """End a generator now, and the threads behind it, rather than when its memory is collected."""
+    if isinstance(items, Generator):
+        items.close()
 
 
 @dataclass(slots=True)

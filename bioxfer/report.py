@@ -5,13 +5,14 @@ Each function draws into axes of the caller's, or into a figure of its own: ``pl
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bioxfer.errors import MissingExtraError, UsageError
+from bioxfer.errors import BioxferError, MissingExtraError, UsageError
 from bioxfer.output import publish
 
 if TYPE_CHECKING:
@@ -28,6 +29,31 @@ _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#9a9a9a"
 
 
+class Plotter(Protocol):
+    """Draws a card into axes."""
+
+    def __call__(self, card: Mapping[str, Any], ax: Axes | None = None) -> Axes: ...
+
+
+def _of_known_layout(draw: Plotter) -> Plotter:
+    """Let a picture refuse a card that is laid out otherwise, as one from a stranger may be."""
+
+    @functools.wraps(draw)
+    def careful(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
+        try:
+            return draw(card, ax)
+        except BioxferError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UsageError(
+                "the card is not laid out as this version of bioxfer does it, so it cannot be drawn; "
+                "train the head anew"
+            ) from error
+
+    return careful
+
+
+@_of_known_layout
 def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     """Draw how often answers of each confidence were right, on the proteins that were held out.
 
@@ -82,7 +108,7 @@ def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         ylim=(-0.02, 1.02),
         xlabel="probability given to the answer",
         ylabel="share of such answers that were right",
-        title=f"{card['name']}: reliability on {card['split']['valid']} held-out proteins\n"
+        title=f"{_plain(card['name'])}: reliability on {card['split']['valid']} held-out proteins\n"
         f"calibration error {calibration['ece_after']:.3f}, chance alone {calibration['ece_if_honest']:.3f}",
     )
     ax.set_aspect("equal")
@@ -90,6 +116,7 @@ def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     return ax
 
 
+@_of_known_layout
 def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     """Draw how good each way of transfer is with so many labelled target proteins.
 
@@ -139,7 +166,7 @@ def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes
     ax.set(
         xlabel="labelled target proteins",
         ylabel=f"{curve[0]['metric']} on held-out target proteins",
-        title=f"{card['name']}: learning curve",
+        title=f"{_plain(card['name'])}: learning curve",
     )
     ax.grid(axis="y", color="#e3e3e3")
     ax.set_axisbelow(True)
@@ -147,7 +174,7 @@ def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes
     return ax
 
 
-PLOTS: dict[str, Callable[[Mapping[str, Any]], Axes]] = {
+PLOTS: dict[str, Plotter] = {
     "reliability": plot_reliability,
     "learning-curve": plot_learning_curve,
 }
@@ -212,6 +239,11 @@ def _check_held_out(card: Mapping[str, Any], what: str) -> None:
             f"head {card.get('name')!r} was fitted in Python with nothing held out, so there is no {what} to "
             "draw; train it with `bioxfer train`, or `train_on_records` in Python, which hold proteins out"
         )
+
+
+def _plain(name: str) -> str:
+    """Keep matplotlib from reading formulas in a name."""
+    return name.replace("$", r"\$")
 
 
 def _matplotlib() -> None:

@@ -329,7 +329,7 @@ class ResidueValues:
         Four significant digits are written, and more where the numbers vary by less than their size.
         """
         size = abs(self.mean) / self.scale
-        digits = _DIGITS + (min(int(math.log10(size)), 12) if size > 1 else 0)
+        digits = _DIGITS + (int(min(math.log10(size), 12)) if size > 1 else 0)
         values = self.values(outputs) + 0.0  # which makes a zero of the negative one
         cells = [f"{v:.{digits}g}" if math.isfinite(v) else UNRESOLVED[0] for v in values.tolist()]
         return cells, np.full(len(cells), np.nan)

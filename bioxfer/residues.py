@@ -26,7 +26,7 @@ from bioxfer.headfile import (
     read_header,
     save_head_file,
 )
-from bioxfer.heads import TrainedHead
+from bioxfer.heads import TrainedHead, check_reading
 from bioxfer.neighbours import Neighbour, NeighbourIndex
 from bioxfer.residue_tasks import (
     MOST_CLASSES,
@@ -192,6 +192,8 @@ class ResidueHead:
         ------
         FingerprintError
             With both sides named.
+        HeadFileError
+            If its own backbone does not give what its file says that it reads.
         """
         if self.fingerprint != backbone.fingerprint or layer not in (None, self.layer):
             theirs = f"{backbone.name} ({backbone.fingerprint})"
@@ -200,6 +202,7 @@ class ResidueHead:
                 f"{self.layer}, and cannot read {theirs if layer is None else f'{theirs}, layer {layer}'}; "
                 "use the former or train the head anew"
             )
+        check_reading(self, backbone)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the head to a safetensors file, the same bytes for the same head.

@@ -21,9 +21,20 @@ from bioxfer.heads import TrainedHead
 from bioxfer.residues import ResidueHead, label_residues
 from bioxfer.tasks import UNKNOWN
 
-__all__ = ["Head", "check_sets", "columns_of", "first_of", "long_rows", "reads_residues", "wide_rows"]
+__all__ = [
+    "Head",
+    "Kind",
+    "check_sets",
+    "columns_of",
+    "first_of",
+    "kinds_of",
+    "long_rows",
+    "reads_residues",
+    "wide_rows",
+]
 
 Head: TypeAlias = TrainedHead | ResidueHead
+Kind: TypeAlias = type[str] | type[int] | type[float]
 
 log = logging.getLogger("bioxfer")
 
@@ -100,11 +111,29 @@ def reads_residues(head: Head) -> bool:
 
 def columns_of(head: Head, probabilities: bool, coverage: float | None = None) -> list[str]:
     """Name the columns that a head adds to a wide table; none of sets where it cannot make any."""
+    return [name for name, _ in _columns(head, probabilities, coverage)]
+
+
+def kinds_of(head: Head, probabilities: bool, coverage: float | None = None) -> list[Kind]:
+    """Tell the types of `columns_of`, whose cells are also empty."""
+    return [kind for _, kind in _columns(head, probabilities, coverage)]
+
+
+def _columns(head: Head, probabilities: bool, coverage: float | None) -> list[tuple[str, Kind]]:
     by_class = probabilities and isinstance(head, TrainedHead)
-    classes = [f"{head.name}_p_{label}" for label in head.labels] if by_class else []
+    classes: list[tuple[str, Kind]] = []
+    if by_class:
+        classes = [(f"{head.name}_p_{label}", float) for label in head.labels]
     parts = ["set"] if head.labels else ["low", "high"]
-    sets = [f"{head.name}_{part}" for part in parts] if coverage is not None and makes_sets(head) else []
-    return [head.name, f"{head.name}_score", f"{head.name}_nearest", f"{head.name}_flag", *sets, *classes]
+    asked = coverage is not None and makes_sets(head)
+    return [
+        (head.name, str),
+        (f"{head.name}_score", float),
+        (f"{head.name}_nearest", str),
+        (f"{head.name}_flag", str),
+        *((f"{head.name}_{part}", str) for part in parts if asked),
+        *classes,
+    ]
 
 
 def wide_rows(

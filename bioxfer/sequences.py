@@ -28,6 +28,7 @@ __all__ = [
     "read_genetic_code",
     "remove_white_space",
     "show_character",
+    "tell_nucleotides",
     "translate_cds",
 ]
 
@@ -228,6 +229,14 @@ def looks_like_nucleotides(residues: str) -> bool:
     upper = residues.upper()
     count = sum(upper.count(symbol) for symbol in _NUCLEOTIDES)
     return len(upper) >= _NUCLEOTIDE_LENGTH and count >= _NUCLEOTIDE_SHARE * len(upper)
+
+
+def tell_nucleotides(record: SequenceRecord) -> str:
+    """Word the warning of a record that `looks_like_nucleotides`, with its place and the remedy."""
+    return (
+        f"{record.place} looks like nucleotides where a protein is expected; use --translate cds "
+        "if it is a coding sequence"
+    )
 
 
 def translate_cds(record: SequenceRecord, *, table: int = 1) -> SequenceRecord:

@@ -37,7 +37,7 @@ Tensors: TypeAlias = dict[str, npt.NDArray[Any]]
 Setting: TypeAlias = dict[str, float]
 
 # Weight of |W|^2/2 beside the mean loss, on standardised features; strong to weak, each start from the last.
-PENALTIES = tuple(float(f"{10.0**-e:.2g}") for e in np.arange(0.0, 4.5, 0.5))
+PENALTIES = tuple(float(f"{10.0**-e:.2g}") for e in np.arange(-1.0, 4.5, 0.5))
 NEIGHBOURS = (1, 5, 25)
 SHARPNESS = (10.0, 30.0)  # at 10 a neighbour 0.1 less similar weighs 1/e as much
 STEPS = (50, 100, 200, 350, 550, 800, 1200, 1700)  # of an MLP; it is looked at after each of these

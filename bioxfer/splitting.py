@@ -19,7 +19,13 @@ from bioxfer.homology import Method
 from bioxfer.io import OnDuplicate, read_labels, read_sequences
 from bioxfer.quoting import plain_label
 from bioxfer.residue_tasks import look_like_residue_labels
-from bioxfer.sequences import SequenceRecord, clean_protein, translate_cds
+from bioxfer.sequences import (
+    SequenceRecord,
+    clean_protein,
+    looks_like_nucleotides,
+    tell_nucleotides,
+    translate_cds,
+)
 from bioxfer.tasks.label_sets import look_joined, split_label
 from bioxfer.tasks.regression import find_gaps, look_continuous
 
@@ -165,6 +171,10 @@ def split_records(
     ['train', 'valid', 'train', 'valid']
     """
     sequences = [clean_protein(record, degap=degap).residues for record in records]
+    pairs = zip(records, sequences, strict=True)
+    odd = [record for record, residues in pairs if looks_like_nucleotides(residues)]
+    if odd:
+        log.warning("%s (%d of %d records look so)", tell_nucleotides(odd[0]), len(odd), len(records))
     group, clustered_by = cluster_records(
         records, sequences, identity=identity, method=cluster_by, threads=threads
     )

@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bioxfer.errors import LabelError, UsageError, WeightsError
+from bioxfer.checkpoints import read_checkpoint, write_checkpoint
+from bioxfer.errors import LabelError, UsageError
 from bioxfer.evaluate import draw_metric, interval, score_gain, score_predictions
-from bioxfer.output import publish
 from bioxfer.selection import Fitted, HeadChoice, check_classes, select
 from bioxfer.solvers import Form
 from bioxfer.tasks import Task
@@ -46,6 +46,7 @@ WAYS = ("target_only", "sequential", "joint")
 SIZES = (16, 64, 256)
 """Sizes of the target's training part on the learning curve, beside all of it."""
 DRAWS = 3  # of each size
+_SORT = "a transfer"  # of checkpoint
 
 Report: TypeAlias = Callable[[str], object]
 Lam: TypeAlias = float | str
@@ -533,25 +534,17 @@ class Journal:
         """Keep arrays under a name, in the file before this returns."""
         if self._path is None:
             return
-        from safetensors.numpy import save
+        import torch
 
         self._arrays |= {f"{name}:{key}": np.array(array, order="C") for key, array in arrays.items()}
-        data = save(self._arrays, metadata={"bioxfer-transfer": self._key})
-        with publish(self._path) as temporary:
-            temporary.write_bytes(data)
+        tensors = {key: torch.from_numpy(array) for key, array in self._arrays.items()}
+        write_checkpoint(self._path, {"key": self._key}, tensors, sort=_SORT)
 
 
 def _read_journal(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            told = (file.metadata() or {}).get("bioxfer-transfer")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"checkpoint {path} is damaged ({error}); remove it and start again") from error
-    if told != key:
+    state, tensors = read_checkpoint(path, sort=_SORT)
+    if state.get("key") != key:
         raise UsageError(
             f"checkpoint {path} belongs to other data or options; remove it, or name another file"
         )
-    return arrays
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -31,7 +31,7 @@ from bioxfer.embedding import EmbeddedRecord, parse_pool
 from bioxfer.engine import Vector
 from bioxfer.errors import MissingExtraError, UsageError
 from bioxfer.output import TableWriter, is_stream, publish, table_format
-from bioxfer.relay import behind
+from bioxfer.relay import behind, close
 
 __all__ = ["check_vector_format", "write_vectors"]
 
@@ -106,9 +106,12 @@ def write_vectors(
     statuses: Counter[str] = Counter()
 
     def counted() -> Iterator[EmbeddedRecord]:
-        for each in embedded:
-            statuses[each.status] += 1
-            yield each
+        try:
+            for each in embedded:
+                statuses[each.status] += 1
+                yield each
+        finally:
+            close(embedded)
 
     def hand(write: Callable[[Iterator[EmbeddedRecord]], object]) -> None:
         behind(counted(), write, weigh=_weigh, most=_BEHIND, here=is_stream(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import hypothesis
@@ -44,3 +45,49 @@ def toy_backbone():
     from bioxfer.backbones.compact import random_backbone
 
     return random_backbone()
+
+
+@pytest.fixture
+def bench(tmp_path: Path):
+    """A folder with a toy backbone and head, and the commands that use them."""
+    from toys import Bench
+
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The batches that a compact backbone is given."""
+    from bioxfer.backbones.compact import CompactBackbone
+
+    batches: list[list[str]] = []
+    original = CompactBackbone.represent
+
+    def represent(self, sequences, *, layers):
+        batches.append(list(sequences))
+        return original(self, sequences, layers=layers)
+
+    monkeypatch.setattr(CompactBackbone, "represent", represent)
+    return batches
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder of torch.hub."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for variable in ("BIOXFER_OFFLINE", "BIOXFER_MIRRORS"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def no_sockets(monkeypatch) -> None:
+    """Make every socket of this process an error."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

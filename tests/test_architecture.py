@@ -28,6 +28,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "__main__",
     "cli",
+    "doctor",
     "prediction",
     "splitting",
     "rows",
@@ -63,10 +64,10 @@ ROOMS = (
     "engine",
     "workers",
     "windows",
-    "pooling",
     "heads",
     "attention",
     "headfile",
+    "pooling",
     "neighbours",
     "tasks",
     "conformal",
@@ -81,11 +82,15 @@ ROOMS = (
     "clusters",
     "homology",
     "io",
+    "checkpoints",
     "output",
     "relay",
+    "ids",
     "lines",
     "sequences",
     "quoting",
+    "metadata",
+    "machine",
     "errors",
 )
 
@@ -103,7 +108,7 @@ HEAVY = {
     "matplotlib",
     "ray",
 }
-LIGHT_ROOMS = {"cli", "io", "output", "lines", "sequences", "errors", "cache"}
+LIGHT_ROOMS = {"cli", "io", "output", "lines", "sequences", "errors", "cache", "doctor", "machine"}
 
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NETWORK = {"socket", "urllib", "http", "requests", "httpx", "aiohttp", "ftplib", "huggingface_hub"}

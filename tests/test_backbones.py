@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
-import re
-import socket
 import subprocess
 import sys
-import threading
-import zipfile
-from argparse import Namespace
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from toys import esm2_file
 
 from bioxfer import backbones
 from bioxfer.backbones import (
@@ -31,112 +24,14 @@ from bioxfer.backbones import (
     weights,
 )
 from bioxfer.backbones.packing import attend, attend_varied, pack_tokens
-from bioxfer.errors import OfflineError, OutputError, UnknownModelError, UsageError, WeightsError
+from bioxfer.errors import UnknownModelError, UsageError, WeightsError
 
 NAME = "esm2_t6_8M_UR50D"
 
 
-def _esm2_file() -> bytes:
-    """A tiny ESM-2 in the layout of the published files."""
-    import esm
-
-    torch.manual_seed(0)
-    model = esm.ESM2(num_layers=2, embed_dim=32, attention_heads=2)
-    state = {
-        f"encoder.sentence_encoder.{name}": weight
-        for name, weight in model.state_dict().items()
-        if not name.startswith(("lm_head.", "contact_head."))
-    }
-    options = Namespace(encoder_attention_heads=2, token_dropout=True)
-    buffer = io.BytesIO()
-    torch.save({"args": None, "cfg": {"model": options}, "model": state}, buffer)
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def content() -> bytes:
-    return _esm2_file()
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Path:
-    """An empty cache folder of torch.hub."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv("BIOXFER_OFFLINE", raising=False)
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
-
-
-class Publisher:
-    """A web server on this machine that misbehaves as told, one fault for each request."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.faults: list[str] = []
-        self.requests: list[tuple[str, str | None]] = []
-        publisher = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                publisher.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/models"
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        requested = handler.headers.get("Range")
-        self.requests.append((handler.path, requested))
-        fault = self.faults.pop(0) if self.faults else ""
-        if fault.isdigit():
-            handler.send_error(int(fault))
-            return
-        body = self.content
-        if fault == "flip":
-            middle = len(body) // 2
-            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
-        if fault == "page":
-            body = b"<!DOCTYPE html><title>Sign in</title>"
-        start = 0
-        if requested and fault != "no ranges":
-            start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1])
-            handler.send_response(206)
-            handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        else:
-            handler.send_response(200)
-        part = body[start:]
-        handler.send_header("Content-Length", str(len(part)))
-        handler.end_headers()
-        handler.wfile.write(part[: len(part) // 3] if fault == "cut" else part)
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
-@pytest.fixture
-def publisher(content) -> Iterator[Publisher]:
-    server = Publisher(content)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def no_sockets(monkeypatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return esm2_file()
 
 
 def _files(folder: Path) -> list[str]:
@@ -281,154 +176,6 @@ def test_auto_precision_loads_here(tmp_path, content):
 def test_impossible_device_is_refused(device):
     with pytest.raises(UsageError, match=f"device '{device}' cannot be used"):
         resolve_precision("fp32", device=device)
-
-
-# Fetching
-
-
-def test_download_appears_whole_with_its_record(hub, publisher, content):
-    seen = []
-    path = download_backbone(
-        NAME, base_url=publisher.url, progress=lambda have, total: seen.append((have, total))
-    )
-    assert path == hub / f"{NAME}.pt"
-    assert path.read_bytes() == content
-    digest = hashlib.sha256(content).hexdigest()
-    assert (hub / f"{NAME}.pt.sha256").read_text() == f"{digest}  {NAME}.pt\n"
-    assert _files(hub) == [f"{NAME}.pt", f"{NAME}.pt.sha256"]
-    assert publisher.requests == [(f"/models/{NAME}.pt", None)]
-    assert seen[-1] == (len(content), len(content))
-    assert load_backbone(NAME, offline=True).n_layers == 2
-
-
-def test_sound_file_is_not_fetched_again(hub, publisher):
-    first = download_backbone(NAME, base_url=publisher.url)
-    assert download_backbone(NAME, base_url=publisher.url) == first
-    assert len(publisher.requests) == 1
-
-
-def test_download_goes_into_a_given_folder(tmp_path, hub, publisher, content):
-    folder = tmp_path / "new" / "folder"
-    assert download_backbone(NAME, into=folder, base_url=publisher.url + "/").read_bytes() == content
-    assert _files(hub) == []
-
-
-def test_broken_transfer_is_taken_up_where_it_broke(hub, publisher, content):
-    publisher.faults = ["cut"]
-    assert download_backbone(NAME, base_url=publisher.url).read_bytes() == content
-    assert [requested for _, requested in publisher.requests] == [None, f"bytes={len(content) // 3}-"]
-
-
-def test_broken_transfer_starts_anew_where_the_server_knows_no_ranges(hub, publisher, content):
-    publisher.faults = ["cut", "no ranges"]
-    assert download_backbone(NAME, base_url=publisher.url).read_bytes() == content
-    assert len(publisher.requests) == 2
-
-
-@pytest.mark.parametrize("fault", ["flip", "page", "503"])
-def test_damaged_transfer_is_fetched_again_from_its_start(hub, publisher, content, fault):
-    publisher.faults = [fault]
-    assert download_backbone(NAME, base_url=publisher.url).read_bytes() == content
-    assert [requested for _, requested in publisher.requests] == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("faults", "message"),
-    [
-        (["cut"] * 3, r"of \d+ bytes arrived"),
-        (["flip"] * 3, "damaged archive"),
-        (["page"] * 3, "no torch checkpoint .*<!DOCTYPE html"),
-        (["503"] * 3, "the server answered 503"),
-        (["404"], "the server answered 404"),
-    ],
-)
-def test_lasting_damage_is_one_clear_error_and_leaves_nothing(hub, publisher, faults, message):
-    publisher.faults = list(faults)
-    with pytest.raises(WeightsError, match=message) as caught:
-        download_backbone(NAME, base_url=publisher.url)
-    assert publisher.url in str(caught.value)
-    assert len(publisher.requests) == len(faults)
-    assert _files(hub) == []
-
-
-def test_stated_sha256_is_enforced(hub, publisher, content):
-    right = hashlib.sha256(content).hexdigest()
-    with pytest.raises(WeightsError, match=f"sha256 is {right} instead of {'0' * 64}"):
-        download_backbone(NAME, base_url=publisher.url, sha256="0" * 64)
-    assert _files(hub) == []
-    assert download_backbone(NAME, base_url=publisher.url, sha256=right.upper()).is_file()
-    with pytest.raises(UsageError, match="is no sha256"):
-        download_backbone(NAME, base_url=publisher.url, sha256="abc")
-
-
-def test_damaged_file_in_the_cache_is_fetched_again(hub, publisher, content, caplog):
-    path = download_backbone(NAME, base_url=publisher.url)
-    path.write_bytes(content[:-100])
-    assert download_backbone(NAME, base_url=publisher.url).read_bytes() == content
-    assert "fetching it again" in caplog.text
-    assert len(publisher.requests) == 2
-
-
-def test_partial_file_without_a_record_is_fetched_again(hub, publisher, content):
-    (hub / f"{NAME}.pt").write_bytes(content[: len(content) // 2])
-    assert download_backbone(NAME, base_url=publisher.url).read_bytes() == content
-
-
-def test_file_that_changed_at_the_publisher_is_not_taken_for_the_recorded_one(hub, publisher, content):
-    path = download_backbone(NAME, base_url=publisher.url)
-    path.unlink()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("data", "another model")
-    publisher.content = buffer.getvalue()
-    with pytest.raises(WeightsError, match=f"instead of {hashlib.sha256(content).hexdigest()}"):
-        download_backbone(NAME, base_url=publisher.url)
-    assert not path.exists()
-
-
-def test_no_server_is_one_clear_error(hub):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(WeightsError, match="no connection"):
-        download_backbone(NAME, base_url=f"http://127.0.0.1:{port}")
-    with pytest.raises(UsageError, match="no web address"):
-        download_backbone(NAME, base_url="mirror")
-
-
-@pytest.mark.parametrize("how", ["argument", "environment"])
-def test_offline_opens_no_socket_and_names_the_command(hub, monkeypatch, no_sockets, how):
-    if how == "environment":
-        monkeypatch.setenv("BIOXFER_OFFLINE", "1")
-    for function in (load_backbone, download_backbone):
-        with pytest.raises(OfflineError, match=f"run: bioxfer models download {NAME}"):
-            function(NAME, offline=how == "argument")
-
-
-def test_offline_and_damaged_says_damaged(hub, content, no_sockets):
-    path = hub / f"{NAME}.pt"
-    path.write_bytes(content)
-    verify_backbone(NAME)
-    path.write_bytes(content[:-1])
-    with pytest.raises(WeightsError, match="damaged or was exchanged"):
-        load_backbone(NAME, offline=True)
-
-
-def test_full_disk_is_one_clear_error_and_leaves_nothing(hub, publisher, monkeypatch):
-    def fail(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OutputError, match=r"No space left on device"):
-        download_backbone(NAME, base_url=publisher.url)
-    assert _files(hub) == []
-
-
-def test_folder_that_cannot_be_made_is_refused_before_the_first_request(tmp_path, hub, publisher):
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="set TORCH_HOME"):
-        download_backbone(NAME, into=tmp_path / "file" / "folder", base_url=publisher.url)
-    assert publisher.requests == []
 
 
 # Checking

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bioxfer.cache
 from bioxfer.cache import EmbeddingCache, cache_key, default_cache_path
@@ -111,6 +113,33 @@ def test_f22_every_setting_is_part_of_the_key(change):
     assert cache_key(**before) == cache_key(**before)
 
 
+TEXTS = st.text("MKVAwhole 0123|:\n", max_size=6)
+FIELDS = st.fixed_dictionaries(
+    {
+        "residues": TEXTS,
+        "fingerprint": TEXTS,
+        "precision": TEXTS,
+        "layer": st.integers(-3, 40),
+        "policy": TEXTS,
+        "name": TEXTS,
+    }
+)
+
+
+@given(one=FIELDS, other=FIELDS, shared=st.sets(st.sampled_from(["residues", "layer", "policy", "name"])))
+def test_f22_two_keys_are_equal_where_every_field_is(one, other, shared):
+    other |= {field: one[field] for field in shared}  # so that few fields differ
+    assert (cache_key(**one) == cache_key(**other)) == (one == other)
+
+
+@given(fields=FIELDS, data=st.data())
+def test_f22_text_that_moves_from_one_field_to_another_makes_another_key(fields, data):
+    giver, taker = data.draw(st.permutations(["residues", "fingerprint", "precision", "policy", "name"]))[:2]
+    cut = data.draw(st.integers(0, len(fields[giver])))
+    moved = {giver: fields[giver][:cut], taker: fields[taker] + fields[giver][cut:]}
+    assert (cache_key(**fields) == cache_key(**(fields | moved))) == (fields | moved == fields)
+
+
 def test_fields_of_a_key_do_not_run_together():
     assert cache_key("A", **{**SETTINGS, "policy": "wholemean"}, name="") != cache_key(
         "A", **{**SETTINGS, "policy": "whole"}, name="mean"
@@ -132,6 +161,19 @@ def test_f21_a_damaged_row_counts_as_missing_and_is_replaced(path, column, caplo
         assert "1 damaged value" in caplog.text
         cache.put_many({key("A"): value(1)})
         np.testing.assert_array_equal(cache.get_many([key("A")])[key("A")], value(1))
+
+
+@pytest.mark.parametrize("shape", [b"", b"x", b"2x2", b"-1x", b"9" * 5000])
+def test_f21_a_shape_that_is_none_counts_as_missing_even_where_the_checksum_fits(path, shape):
+    with EmbeddingCache(path) as cache:
+        cache.put_many({key("A"): value(1)})
+    raw = sqlite3.connect(path)
+    sealed = [shape, bioxfer.cache._checksum(key("A"), shape, value(1).tobytes())]
+    raw.execute("UPDATE bioxfer_embedding_1 SET shape = ?, checksum = ?", sealed)
+    raw.commit()
+    raw.close()
+    with EmbeddingCache(path) as cache:
+        assert cache.get_many([key("A")]) == {}
 
 
 def test_f21_a_row_under_a_foreign_key_counts_as_missing(path):
@@ -216,11 +258,13 @@ def test_an_unusable_place_is_one_clear_error(tmp_path):
         EmbeddingCache(tmp_path / ("x" * 300))  # no file system takes such a name
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder_is_one_clear_error(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="BIOXFER_CACHE"):
-        EmbeddingCache(tmp_path / "cache.sqlite")
+def test_a_read_only_folder_is_one_clear_error():
+    from toys import open_folder, unprivileged  # with torch, which the children of this file do without
+
+    with open_folder() as folder:
+        folder.chmod(0o555)
+        with unprivileged(), pytest.raises(OutputError, match="BIOXFER_CACHE"):
+            EmbeddingCache(folder / "cache.sqlite")
 
 
 def test_f23_a_full_disk_is_one_clear_error_and_finished_work_stays(path):

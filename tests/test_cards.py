@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import replace
 
 import pytest
 from toys import head, run, write_head
@@ -146,3 +148,24 @@ def test_classes_of_odd_names_are_told_apart():
     assert "classes  3: 'a, b', 'c\\nd', plain one\n" in text
     for start in ("'a, b' ", "'c\\nd' ", "plain one "):
         assert line_of(text, start)
+
+
+@pytest.mark.parametrize("card", [{}, {"backbone": 3}, {"name": ["x"], "note": "\ud800 \x1b[31mred\x85"}])
+def test_a_card_of_another_layout_is_shown_as_it_is(card, tmp_path):
+    page = describe_card(card)
+    first, rest = page.split("\n", 1)
+    assert first == "the card is not laid out as this version of bioxfer does it; it says"
+    assert json.loads(rest) == card
+    assert not [c for c in page if c != "\n" and not c.isprintable()]
+    path = tmp_path / "odd.safetensors"
+    replace(head(), card=card).save(path)
+    for options in ([], ["--json"]):
+        shown = run("heads", "show", path, *options)
+        assert shown.code == 0, shown.err
+        assert shown.out.decode().endswith(rest + "\n")
+
+
+def test_what_a_card_says_commands_no_terminal():
+    """Nor does a character without a form in UTF-8 stop the page."""
+    page = describe_card(head().card | {"intended_use": "\x1b]0;title\x07 \ud800"})
+    assert r"use      \u001b]0;title\u0007 \ud800" in page

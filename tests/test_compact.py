@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -170,6 +173,27 @@ def test_groups_of_a_pack_cover_it_and_unpack_restores_the_input():
     assert [part.tolist() for part in pack.unpack(pack.tokens)] == [[i] * n for i, n in enumerate(lengths)]
 
 
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20), multiple=st.sampled_from([1, 2, 64]))
+def test_a_pack_holds_each_token_once_whatever_the_lengths(lengths, multiple):
+    sequences = [torch.arange(length) + 1000 * number for number, length in enumerate(lengths)]
+    pack = pack_tokens(sequences, multiple=multiple)
+    total = sum(lengths)
+    assert len(pack.tokens) == len(pack.positions) == len(pack.segments) == -(-total // multiple) * multiple
+    assert sorted(pack.tokens[:total].tolist()) == sorted(torch.cat(sequences).tolist())
+    assert not pack.tokens[total:].any()
+    assert (pack.tokens[:total] % 1000).tolist() == pack.positions[:total].tolist()
+    # runs of one length each lie end to end over the whole pack
+    ends = [start + count * length for start, count, length in pack.groups]
+    assert [start for start, _, _ in pack.groups] == [0, *ends[:-1]]
+    assert ends[-1] == len(pack.tokens)
+    of_lengths = [length for _, count, length in pack.groups for _ in range(count)]
+    assert tuple(of_lengths[: len(lengths)]) == pack.lengths == tuple(sorted(lengths))
+    for place, start in enumerate(pack.starts[:-1].tolist()):
+        assert (pack.tokens[start] // 1000).item() == pack.order[place]
+    restored = pack.unpack(pack.tokens)
+    assert all(torch.equal(found, wanted) for found, wanted in zip(restored, sequences, strict=True))
+
+
 def test_weights_come_back_from_their_file(tmp_path, toy_backbone):
     path = tmp_path / "own.safetensors"
     save_compact(toy_backbone._model, path, card={"steps": 3})
@@ -180,6 +204,16 @@ def test_weights_come_back_from_their_file(tmp_path, toy_backbone):
     expected = toy_backbone.represent(["MKV"], layers=[2])[0].residues
     # half precision keeps 11 significant bits
     assert torch.allclose(again.represent(["MKV"], layers=[2])[0].residues, expected, atol=2e-2)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path, toy_backbone):
+    path = tmp_path / "own.safetensors"
+    written = set()
+    for _ in range(20):  # safetensors alone writes the texts of the header in one of six orders
+        save_compact(toy_backbone._model, path, card={"corpus": "größer", "steps": 3})
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    assert read_card(path)["corpus"] == "größer"
 
 
 def test_other_weights_have_another_fingerprint():
@@ -196,6 +230,49 @@ def test_damaged_and_foreign_weights_are_refused_in_one_sentence(tmp_path, toy_b
         load_compact(path)
     save_file({"x": torch.ones(2)}, path)
     with pytest.raises(WeightsError, match="not weights of a compact backbone"):
+        load_compact(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 10**9}, "not 1000000000 layers of width 64 and kernel 9"),
+        ({"width": 2**30}, "not 2 layers of width 1073741824 and kernel 9"),
+        ({"kernel": 2**30 + 1}, "not 2 layers of width 64 and kernel 1073741825"),
+        ({"width": 100}, "not 2 layers of width 100 and kernel 9"),
+        ({"width": 64.0}, "is no shape"),
+        ({"layers": True}, "is no shape"),
+        ({"window": 10**400}, "is no shape"),
+        ({"attention": ["2"]}, "is no shape"),
+        ({"depth": 3}, "unexpected keyword argument 'depth'"),
+        ({"attention": [1]}, "Missing key.*qkv"),
+    ],
+)
+def test_a_shape_that_is_not_that_of_the_weights_is_refused_before_it_takes_memory(
+    tmp_path, toy_backbone, change, message
+):
+    path = tmp_path / "own.safetensors"
+    save_compact(toy_backbone._model, path, card={})
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata["config"] = json.dumps(json.loads(metadata["config"]) | change)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(WeightsError, match=rf"do not fit their stated shape \(.*{message}") as told:
+        load_compact(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("card", [None, "[]", "{", '{"a": NaN}'])
+def test_a_card_that_is_none_is_refused(tmp_path, toy_backbone, card):
+    path = tmp_path / "own.safetensors"
+    save_compact(toy_backbone._model, path, card={})
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata.pop("card")
+    save_file(tensors, path, metadata=metadata | ({} if card is None else {"card": card}))
+    with pytest.raises(WeightsError, match=r"own\.safetensors: weights without a card"):
+        read_card(path)
+    with pytest.raises(WeightsError):
         load_compact(path)
 
 

@@ -2,7 +2,7 @@
 
 What lies beneath is held where it is made: rows and context in test_embedding.py, exactness in test_esm.py,
 whole files in test_output.py and test_cache.py, heads in test_heads.py, cards in test_transfer.py,
-downloads in test_backbones.py.
+downloads in test_downloads.py.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import bioxfer.embedding
+import bioxfer.engine
 from bioxfer.backbones import Representation
 from bioxfer.backbones.compact import random_backbone
 from bioxfer.cache import EmbeddingCache
@@ -277,6 +277,38 @@ def test_windows_cover_the_protein_and_stitch_to_it(length, window, share):
     torch.testing.assert_close(stitch_windows(parts, starts), whole, rtol=1e-5, atol=1e-6)
 
 
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 300), window=st.integers(2, 60), share=st.floats(0, 0.5), data=st.data())
+def test_a_stitched_residue_lies_between_what_its_windows_say(length, window, share, data):
+    starts = window_starts(length, window, int(window * share))
+    window = min(window, length)
+    said = data.draw(st.lists(st.integers(-9, 9), min_size=len(starts), max_size=len(starts)))
+    parts = [torch.full((window, 1), float(number)) for number in said]
+    stitched = stitch_windows(parts, starts)[:, 0].tolist()
+    assert len(stitched) == length
+    for place, value in enumerate(stitched):
+        heard = [n for n, start in zip(said, starts, strict=True) if start <= place < start + window]
+        assert min(heard) - 1e-5 <= value <= max(heard) + 1e-5
+        if len(heard) == 1:
+            assert value == pytest.approx(heard[0], abs=1e-5)
+    # a line that all windows see parts of is whole again
+    line = torch.arange(length, dtype=torch.float32)[:, None]
+    torch.testing.assert_close(
+        stitch_windows([line[start : start + window] for start in starts], starts), line, rtol=1e-5, atol=1e-4
+    )
+
+
+@given(costs=st.lists(st.integers(1, 50)), most=st.integers(1, 60))
+def test_batches_hold_each_item_once_in_order_and_no_more_than_they_may(costs, most):
+    items = list(enumerate(costs))
+    batches = list(bioxfer.engine._batches(items, lambda item: item[1], most))
+    assert [item for batch in batches for item in batch] == items
+    assert all(len(batch) == 1 or sum(cost for _, cost in batch) <= most for batch in batches)
+    # none could have taken the first of the next
+    for batch, following in itertools.pairwise(batches):
+        assert sum(cost for _, cost in batch) + following[0][1] > most
+
+
 def test_neighbouring_windows_are_cross_faded_in_a_straight_line():
     left, right = torch.zeros(6, 1), torch.ones(6, 1)
     stitched = stitch_windows([left, right], [0, 3])
@@ -390,34 +422,6 @@ def test_f16_what_failed_is_tried_again_by_the_next_run(tmp_path):
         assert rows[1].status == "failed"
         assert len(cache) == 1
         assert [row.status for row in embed_records(given_, Toy(), cache=cache)] == ["ok", "ok"]
-
-
-class Dropping(nn.Module):
-    """A module with dropout, in training mode as modules begin."""
-
-    name, dim, n_layers, window = "dropping", DIM, 1, 50
-    precision, fingerprint = "fp32", "fedcba9876543210"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(0.5)
-
-    def represent(self, sequences, *, layers):
-        x = [self.dropout(torch.ones(1, len(sequence), DIM)) for sequence in sequences]
-        return [Representation(residues=part, cls=part[:, 0]) for part in x]
-
-
-def test_f18_dropout_is_off_even_where_it_was_left_on():
-    backbone = Dropping().train()
-    runs = [vectors(embed_records(proteins(5), backbone.train())) for _ in range(2)]
-    np.testing.assert_array_equal(runs[0], runs[1])
-    np.testing.assert_array_equal(runs[0], 1)
-    compact = random_backbone(width=64, layers=1)
-    compact._model.train()
-    again = random_backbone(width=64, layers=1)
-    np.testing.assert_array_equal(
-        vectors(embed_records(proteins(5), compact)), vectors(embed_records(proteins(5), again))
-    )
 
 
 class Tight(Toy):
@@ -720,15 +724,6 @@ def test_table_keeps_ids_verbatim_and_names_dimensions():
     assert (table.dtypes.iloc[4:] == np.float32).all()
     empty = embed([], model=Toy()).to_pandas()
     assert empty.shape == (0, 4 + DIM)
-
-
-def test_f35_the_notebook_preview_escapes_html():
-    given_ = [SequenceRecord("<script>alert(1)</script>\udce9", "MKV")] * 7
-    shown = embed(given_, model=Toy())._repr_html_()
-    shown.encode()  # a byte that is no UTF-8 could not be sent
-    assert "<script>" not in shown
-    assert "&lt;script&gt;" in shown
-    assert "and 2 more" in shown
 
 
 def test_embed_loads_by_name_and_hands_over_the_fp32_twin(monkeypatch):

@@ -448,6 +448,22 @@ MALFORMED = {
     r"holds 1 weights .* such as layers\.0\.adapter": lambda c: _with(c, "layers.0.adapter", torch.ones(2)),
     "do not fit together": lambda c: _with(c, "layers.0.fc2.bias", torch.ones(3)),
     "40 tokens instead of 33": lambda c: _with(c, "embed_tokens.weight", torch.ones(40, 32)),
+    "holds 1 weights .* such as layers.999999999": lambda c: _with(c, "layers.999999999.x", torch.ones(1)),
+    "lacks weights of 10000 layers": lambda c: _with(c, "layers.9999.x", torch.ones(1)),
+    "norm_after.bias' is no array": lambda c: _with(
+        c, "emb_layer_norm_after.bias", torch.ones(1).expand(2**40)
+    ),
+    "norm_after.bias' is no array of": lambda c: _with(
+        c, "emb_layer_norm_after.bias", torch.empty(32, device="meta")
+    ),
+    "norm_after.bias' is no array of n": lambda c: _with(
+        c, "emb_layer_norm_after.bias", torch.ones(32).to_sparse()
+    ),
+    "norm_after.bias' is no array of nu": lambda c: _with(c, "emb_layer_norm_after.bias", torch.ones(0)),
+    "norm_after.bias' is no array of num": lambda c: _with(
+        c, "emb_layer_norm_after.bias", torch.ones(32, dtype=torch.complex64)
+    ),
+    "how many attention heads": lambda c: {**c, "cfg": {"model": {3: 1, "encoder_attention_heads": True}}},
     "frequencies differ": lambda c: _with(c, "layers.1.self_attn.rot_emb.inv_freq", torch.ones(8)),
 }
 

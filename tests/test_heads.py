@@ -74,6 +74,8 @@ def features():
 class Backbone:
     name: str = "compact"
     fingerprint: str = "0123456789abcdef"
+    dim: int = FEATURES
+    n_layers: int = 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,6 +208,12 @@ def test_another_backbone_layer_or_pooling_is_refused_with_both_named(features):
         head.check_backbone(Backbone(), layer=3)
     with pytest.raises(FingerprintError, match=r"pooling mean and cannot read .* pooling mean\+max"):
         head.check_backbone(Backbone(), pool="mean+max")
+    for changed, told in (
+        ({"layer": 5}, "from layer 5, but .* layers 0 to 4"),
+        ({"pool": "mean+max"}, "gives width 10"),
+    ):
+        with pytest.raises(HeadFileError, match=f"'compartment' reads vectors of width 5 .*{told}"):
+            make_head(**changed).check_backbone(Backbone())
     with pytest.raises(FingerprintError, match=r"width 5 .* shape \(6, 4\)"):
         head.logits(features[:, :4])
 
@@ -326,6 +334,17 @@ def test_deep_json_is_refused(tmp_path):
     text = b'{"__metadata__":' + b"[" * 100_000
     with pytest.raises(HeadFileError, match="damaged"):
         load_bytes(tmp_path, struct.pack("<Q", len(text)) + text)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "[" * 60 + "]" * 60, "[" * 990 + "]" * 990])
+def test_a_header_that_could_not_be_written_is_refused(tmp_path, whole, value):
+    """The hash of what JSON cannot say was asked for."""
+    (size,) = struct.unpack("<Q", whole[:8])
+    outer = json.loads(whole[8 : 8 + size])
+    outer["__metadata__"]["bioxfer"] = outer["__metadata__"]["bioxfer"].replace('"CC BY 4.0"', value)
+    text = json.dumps(outer).encode()
+    with pytest.raises(HeadFileError, match=r"its metadata (hold|are nested)"):
+        load_bytes(tmp_path, struct.pack("<Q", len(text)) + text + whole[8 + size :])
 
 
 def test_a_pickle_is_refused_and_not_run(tmp_path):

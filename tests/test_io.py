@@ -9,14 +9,15 @@ import hashlib
 import io
 import logging
 import lzma
-import os
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from toys import open_folder, unprivileged
 
 from bioxfer import lines
 from bioxfer.errors import (
@@ -214,6 +215,13 @@ def test_a_header_amid_a_sequence_line_is_warned_about(make, caplog):
     assert "line 2: a '>' amid a sequence" in caplog.text
 
 
+def test_many_of_them_are_counted_and_not_listed(make, caplog):
+    with caplog.at_level(logging.WARNING, "bioxfer"):
+        read_sequences(make(b">a\n" + b"MKV>b\n" * 1000))
+    assert len(caplog.records) == 4
+    assert "997 more lines hold a '>' amid a sequence" in caplog.text
+
+
 def test_f11_mask_token_is_no_header(make, caplog):
     assert parsed(make(b">a\nMKV<mask>\n")) == [("a", "MKV<mask>", "a")]
     assert not caplog.records
@@ -272,6 +280,31 @@ def test_zstandard_with_many_frames_and_truncation(make):
         read_sequences(make(data[:-5], "x.zst"))
 
 
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "zstd"])
+def test_what_is_packed_a_thousandfold_is_unpacked_bit_by_bit(make, kind):
+    """64 MB in a few kilobytes took several times their size, though one record is held at once."""
+    records = b"".join(b">%d\n" % number + b"A" * 65_536 + b"\n" for number in range(1000))
+    if kind == "zstd":
+        zstandard = pytest.importorskip("zstandard")
+        packed = zstandard.ZstdCompressor().compress(records)
+    else:
+        packed = {"gzip": gzip, "bzip2": bz2, "xz": lzma}[kind].compress(records)
+    path = make(packed)
+    del records, packed
+    tracemalloc.start()
+    try:
+        assert sum(len(record.sequence) for record in iter_sequences(path)) == 65_536_000
+        assert tracemalloc.get_traced_memory()[1] < 32e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_endless_white_space_is_refused(make):
+    with pytest.raises(FormatError, match=r"begins with 1[0-9]{7} blanks and more; remove them"):
+        read_sequences(make(gzip.compress(b"\n" * 40_000_000 + b">a\nMKV\n", 1)))
+    assert parsed(make(b"\n" * 1_000_000 + b">a\nMKV\n")) == [("a", "MKV", "a")]
+
+
 def test_zstandard_without_its_package_names_the_install_command(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'bioxfer\[zstd\]'"):
@@ -293,12 +326,13 @@ def test_folder_is_no_file(tmp_path):
         read_sequences(tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_file_is_an_input_error(make):
-    path = make(FASTA)
-    path.chmod(0)
-    with pytest.raises(InputError, match="Permission denied"):
-        read_sequences(path)
+def test_unreadable_file_is_an_input_error():
+    with open_folder() as folder:
+        path = folder / "in.fasta"
+        path.write_bytes(FASTA)
+        path.chmod(0)
+        with unprivileged(), pytest.raises(InputError, match="Permission denied"):
+            read_sequences(path)
 
 
 @pytest.mark.parametrize(
@@ -367,6 +401,35 @@ def test_table_may_lack_labels_order_its_columns_and_use_semicolons(make):
 def test_malformed_table_is_refused_with_its_line(make, data, message):
     with pytest.raises(FormatError, match=message):
         read_sequences(make(data, "in.csv"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_column_name_may_hold_line_ends(make, end):
+    """It was cut at the first, and what followed was taken for a row."""
+    text = f'"id","sequence","label",{end}a,MKV,x,1{end}"b","M{end}WW",y,2{end}'
+    for name in ('"of the{}gene"', '"{}"', '"a ""b""{}{} c"'):
+        head, _, rows = text.partition(f",{end}")
+        path = make(f"{head},{name.replace('{}', end)}{end}{rows}".encode(), "in.csv")
+        found = read_sequences(path)
+        assert [(r.id, r.sequence, r.label) for r in found] == [("a", "MKV", "x"), ("b", "MWW", "y")]
+        line = 2 + name.count("{}")
+        assert [r.line for r in found] == [line, line + 1]
+    labels = read_labels(make(f'"of{end}what",id,label{end}1,a,x{end}'.encode(), "labels.csv"))
+    assert labels == {"a": Label("x", None, 3)}
+
+
+def test_a_column_name_whose_quote_stays_open_is_refused(make):
+    with pytest.raises(FormatError, match="quote left open"):
+        read_sequences(make(b'id,sequence,"label\na,MKV,x\n', "in.csv"))
+
+
+def test_columns_that_were_found_are_named_so_that_a_terminal_shows_them(make):
+    data = b"id," + b",".join(b"c%d" % number for number in range(5000)) + b",\x1b[31mred\n"
+    with pytest.raises(FormatError) as told:
+        read_sequences(make(data, "in.csv"))
+    named = "id, c0, c1, c2, c3, c4, c5, c6, c7, c8, ..."
+    end = f"line 1: no column 'sequence' (columns found: {named}); rename the columns"
+    assert str(told.value).endswith(end)
 
 
 def test_a_cell_may_be_longer_than_any_protein(make):

@@ -434,6 +434,28 @@ def test_matrices_that_cannot_be_are_refused(compact, tmp_path, spoil, message):
         load_adapter(path)
 
 
+@pytest.mark.parametrize("card", [{"deep": [[]]}, {"number": 1e308}])
+def test_metadata_that_no_adapter_has_are_refused(compact, tmp_path, card):
+    path = tmp_path / "bent.safetensors"
+    adapter = random_adapter(compact, rank=1)
+    Adapter(adapter.base, adapter.base_fingerprint, 1.0, adapter.matrices, card).save(path)
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    text = whole[8 : 8 + size].replace(b"[[]]", b"[" * 5000 + b"]" * 5000).replace(b"1e+308", b"1e+309")
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + size :])
+    with pytest.raises(WeightsError, match=r"damaged or no bioxfer adapter \(its metadata"):
+        load_adapter(path)
+
+
+def test_a_matrix_without_axes_is_refused(compact, tmp_path):
+    path = tmp_path / "bent.safetensors"
+    adapter = random_adapter(compact)
+    matrices = {"up": (torch.tensor(1.0), torch.ones(2, 2))}
+    Adapter(adapter.base, adapter.base_fingerprint, 1.0, matrices).save(path)
+    with pytest.raises(WeightsError, match="not float32 of one rank"):
+        load_adapter(path)
+
+
 def test_a_file_that_cannot_be_written_is_told(compact, tmp_path):
     adapter = random_adapter(compact)
     with pytest.raises(UsageError, match=r"cannot be written to bent\.pt; give a name that ends in \.safe"):

@@ -71,6 +71,41 @@ def test_f37_labels_written_are_labels_read(tmp_path_factory, texts):
     assert {key: label.label for key, label in read_labels(path).items()} == texts
 
 
+ANY_BYTES = st.text(st.characters(exclude_characters="\0", exclude_categories=[]), max_size=8).map(
+    lambda text: text.encode("utf-8", "replace").decode()
+) | st.binary(max_size=8).filter(lambda data: b"\0" not in data).map(
+    lambda data: data.decode("utf-8", "surrogateescape")
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    texts=st.dictionaries(ANY_BYTES.filter(str.strip), st.tuples(ANY_BYTES, ANY_BYTES), max_size=5),
+    suffix=st.sampled_from(["csv", "tsv", "csv.gz", "tsv.gz", "csv.xz"]),
+)
+def test_f37_records_written_to_a_table_are_records_read(texts, suffix, tmp_path_factory):
+    """Whatever their bytes, and whatever delimiters, quotes and line ends they hold."""
+    path = tmp_path_factory.mktemp("t") / f"in.{suffix}"
+    rows = [(key, "MKV", label, split) for key, (label, split) in texts.items()]
+    logging.disable(logging.WARNING)
+    try:
+        write_table(path, rows, ("id", "sequence", "label", "split"))
+    finally:
+        logging.disable(logging.NOTSET)
+    found = [(r.id, r.sequence, r.label or "", r.split or "") for r in read_sequences(path)]
+    assert found == rows
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.lists(st.tuples(CELLS, CELLS, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False))))
+def test_f37_parquet_gives_back_any_text_and_number(rows, tmp_path_factory):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path_factory.mktemp("t") / "out.parquet"
+    write_table(path, rows, ("id", "text", "whole", "part"))
+    found = parquet.read_table(path).to_pylist()
+    assert [tuple(row.values()) for row in found] == rows
+
+
 def test_f3_latin_1_header_reaches_the_table_byte_for_byte(tmp_path):
     header = b"caf\xe9 prot\xe9ine d'\xe9t\xe9"
     path, out = tmp_path / "in.fasta", tmp_path / "out.csv"
@@ -330,10 +365,36 @@ def test_publish_renames_a_whole_file_and_keeps_the_suffix(tmp_path):
     with publish(target) as temporary:
         assert temporary.parent == tmp_path
         assert temporary.suffix == ".npz"
-        assert not temporary.exists()
+        assert temporary.read_bytes() == b""
         temporary.write_bytes(b"whole")
     assert target.read_bytes() == b"whole"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_f20_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    target, other = tmp_path / "out.csv", tmp_path / "other.csv"
+    code = (
+        "import os, signal, sys; from bioxfer.output import publish\n"
+        "with publish(sys.argv[1]) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for path in (target, target, other):
+        subprocess.run([sys.executable, "-c", code, path], check=False)
+    left = set(tmp_path.iterdir())
+    assert len(left) == 2  # the second run has removed what the first left
+    with publish(target) as busy:
+        busy.write_bytes(b"one")
+        with publish(target) as temporary:  # as a second process would, at the same time
+            temporary.write_bytes(b"two")
+        assert target.read_bytes() == b"two"
+        assert busy.read_bytes() == b"one"
+    assert target.read_bytes() == b"one"
+    (stray,) = set(tmp_path.iterdir()) - {target}
+    assert stray in left  # the other target's
+    with publish(other) as temporary:
+        temporary.write_bytes(b"whole")
+    assert set(tmp_path.iterdir()) == {target, other}
 
 
 def test_publish_drops_a_partial_file_and_speaks_of_a_full_disk(tmp_path):

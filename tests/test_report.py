@@ -122,3 +122,24 @@ def test_a_head_from_python_says_that_nothing_was_held_out():
     for draw in (plot_reliability, plot_learning_curve):
         with pytest.raises(UsageError, match="'label' was fitted in Python with nothing held out, so there"):
             draw(card)
+
+
+@pytest.mark.parametrize(
+    ("draw", "card"),
+    [
+        (plot_reliability, {"calibration": {"reliability": [{"low": 0}]}}),
+        (plot_reliability, {"calibration": []}),
+        (plot_reliability, {"calibration": {"reliability": [dict.fromkeys(("low", "high", "count"), 0)]}}),
+        (plot_learning_curve, {"transfer": {"curve": [{"way": "joint", "size": "64"}]}}),
+        (plot_learning_curve, {"transfer": 3}),
+    ],
+)
+def test_a_card_of_another_layout_is_refused(matplotlib, draw, card, tmp_path):
+    with pytest.raises(UsageError, match="card is not laid out as this version of bioxfer does it"):
+        draw(card)
+
+
+@pytest.mark.parametrize("name", ["$x_{$", "a$b$c"])
+def test_a_name_is_no_formula(matplotlib, curve, name, tmp_path):
+    save_plot(curve | {"name": name}, tmp_path / "curve.svg", what="learning-curve")
+    save_plot(head().card | {"name": name}, tmp_path / "reliability.svg")

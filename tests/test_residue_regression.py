@@ -549,3 +549,9 @@ def test_the_command_line_from_labels_to_table(tmp_path):
     )  # fmt: skip
     assert as_numbers.code == 0, as_numbers.err
     assert b"residue-regression" in as_numbers.out
+
+
+def test_numbers_that_vary_by_nothing_beside_their_size_are_written():
+    """Of 1e308 and 1e-320 the quotient is infinite, and has no whole number of digits."""
+    cells, _ = ResidueValues(1e308, 1e-320).answer(np.zeros((2, 1)))
+    assert [float(cell) for cell in cells] == [1e308, 1e308]

@@ -202,3 +202,8 @@ def test_a_long_label_is_shortened_in_messages():
         assert len(str(caught.value)) < 200
     with pytest.raises(LabelError, match=r"'a, b', 'c\\nd'"):
         Multiclass(("a, b", "c\nd")).encode(["z"])
+
+
+def test_the_ends_of_a_range_have_no_more_digits_than_a_float():
+    ((low, high),) = Regression(1e308, 1e-320).sets(np.zeros((1, 1)), level=0.5)
+    assert float(low) == float(high) == 1e308

@@ -295,5 +295,5 @@ def test_a_checkpoint_of_other_data_or_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(UsageError, match="belongs to other data or options"):
         Journal(path, "two")
     path.write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match=r"state\.safetensors is damaged"):
+    with pytest.raises(WeightsError, match=r"state\.safetensors: not a checkpoint of a transfer"):
         Journal(path, "one")

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bioxfer.embedding import EmbeddedRecord
 from bioxfer.errors import MissingExtraError, OutputError, UsageError
@@ -80,6 +82,37 @@ def test_npz_holds_records_and_facts(tmp_path):
         assert np.isnan(found["vectors"][1]).all()
         np.testing.assert_array_equal(found["vectors"][2], given[2].vector("mean+max"))
         assert (str(found["model"]), int(found["layer"])) == ("toy", 2)
+
+
+# What a header of FASTA can hold: any bytes but NUL, as numpy ends texts there.
+ANY_IDS = st.lists(
+    st.binary(min_size=1, max_size=12)
+    .filter(lambda data: b"\0" not in data)
+    .map(lambda data: data.decode("utf-8", "surrogateescape"))
+    | st.sampled_from([".", "..", "/", "a/b", "A", "a", "record_1", "record_1_", "mean", "NA", "1e5"]),
+    max_size=6,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ids=ANY_IDS, per_residue=st.booleans(), suffix=st.sampled_from(["npz", "h5"]))
+def test_f8_any_ids_come_back_in_order_with_their_numbers(tmp_path_factory, ids, per_residue, suffix):
+    path, given_ = tmp_path_factory.mktemp("v") / f"v.{suffix}", rows(ids, per_residue=per_residue)
+    write(path, given_, per_residue=per_residue)
+    if suffix == "npz":
+        with np.load(path, allow_pickle=False) as file:
+            found = file["ids"].tolist()
+            arrays = np.split(file["residues"], file["offsets"][1:-1]) if per_residue else file["vectors"]
+    else:
+        with h5py.File(path) as file:
+            names = [entry.attrs["original_id"] for entry in file.values()]
+            found = [n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else n for n in names]
+            arrays = [entry[()] for entry in file.values()]
+    assert found == ids
+    for number, each in enumerate(given_):
+        wanted = each.residues if per_residue else each.vector("mean+max")
+        if wanted is not None:
+            np.testing.assert_array_equal(arrays[number], wanted)
 
 
 def test_npz_per_residue_is_cut_by_offsets(tmp_path):

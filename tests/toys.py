@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import functools
 import io
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +49,24 @@ def fasta(records: list[SequenceRecord]) -> str:
 def table(records: list[SequenceRecord], *columns: str) -> str:
     rows = [",".join(getattr(record, column) or "" for column in columns) for record in records]
     return "\n".join([",".join(columns), *rows]) + "\n"
+
+
+@functools.cache
+def esm2_file() -> bytes:
+    """A tiny ESM-2 in the layout of the published files."""
+    import esm
+
+    torch.manual_seed(0)
+    model = esm.ESM2(num_layers=2, embed_dim=32, attention_heads=2)
+    state = {
+        f"encoder.sentence_encoder.{name}": weight
+        for name, weight in model.state_dict().items()
+        if not name.startswith(("lm_head.", "contact_head."))
+    }
+    options = Namespace(encoder_attention_heads=2, token_dropout=True)
+    buffer = io.BytesIO()
+    torch.save({"args": None, "cfg": {"model": options}, "model": state}, buffer)
+    return buffer.getvalue()
 
 
 @functools.cache
@@ -118,7 +141,7 @@ def run(*arguments: object, stdin: bytes = b"") -> Ran:
     )
     log = logging.getLogger("bioxfer")
     handlers, level, threads = log.handlers[:], log.level, torch.get_num_threads()
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)
@@ -138,6 +161,53 @@ def run(*arguments: object, stdin: bytes = b"") -> Ran:
     return Ran(code, out, err.decode())
 
 
+class Bench:
+    """A folder with a toy backbone, a head on it and a FASTA, and the commands that use them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.weights = write_weights(folder)
+        self.head = write_head(folder)
+        self.fasta = self.write("in.fasta", fasta(proteins(6)))
+        self.out = folder / "out.csv"
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def predict(self, source: object, *options: object, out: object = None, stdin: bytes = b""):
+        return run(
+            "predict",
+            source,
+            *("-o", out or self.out, "--head", self.head, "--model", self.weights, "--overwrite"),
+            *options,
+            stdin=stdin,
+        )
+
+    def embed(self, source: object, *options: object, out: object = None, stdin: bytes = b""):
+        return run(
+            "embed",
+            source,
+            *("-o", out or self.out, "--model", self.weights, "--overwrite"),
+            *options,
+            stdin=stdin,
+        )
+
+    def rows(self) -> list[dict[str, str]]:
+        with self.out.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+def one_sentence(err: str) -> str:
+    """Give the one line that a command said."""
+    assert "Traceback" not in err
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("bioxfer: ")
+    return lines[0]
+
+
 def rows_stand_alone() -> bool:
     """Tell whether a row of torch's float32 product is the same bits whatever else is multiplied.
 
@@ -150,3 +220,39 @@ def rows_stand_alone() -> bool:
         if not all(torch.equal(x[:rows] @ weight, whole[:rows]) for rows in (64, 128, 192, 320)):
             return False
     return True
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Be a user whom permissions bind, for as long as the block lasts; root is made nobody."""
+    if os.geteuid() != 0:
+        yield
+        return
+    nobody = 65534
+    try:
+        os.setresuid(nobody, nobody, 0)  # the saved 0 is the way back
+    except OSError:
+        pytest.skip("root here cannot become another user")
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """Lend a folder that every user can enter, unlike pytest's own, and write to."""
+    folder = Path(tempfile.mkdtemp(prefix="bioxfer-test-"))
+    folder.chmod(0o777)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def bits_stand_alone() -> bool:
+    """Tell whether a vector in float32 is the same bits whatever else is in the batch."""
+    from bioxfer.backbones.kernels import load_kernels
+
+    kernels = load_kernels()
+    return kernels is not None and (kernels.instructions == "amx" or rows_stand_alone())

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from bioxfer.backbones.downloads import fetch_weights, mirrors
 from bioxfer.backbones.weights import (
-    PUBLISHER,
     WeightsCheck,
     check_weights,
-    fetch_weights,
     hub_folder,
     is_offline,
+    record_of,
     sha256_of,
 )
 from bioxfer.errors import UnknownModelError, UsageError, WeightsError
@@ -44,6 +44,7 @@ __all__ = [
     "WeightsCheck",
     "download_backbone",
     "find_weights",
+    "has_native_bf16",
     "is_backbone_name",
     "list_backbones",
     "load_backbone",
@@ -188,7 +189,7 @@ def load_backbone(
         ``compact``, a fair-esm name such as ``esm2_t6_8M_UR50D``, a fair-esm
         checkpoint (``.pt``), weights that `bioxfer.pretrain` made, or an adapter
         of `bioxfer.lora` (both ``.safetensors``). ESM weights that are not in
-        torch.hub's cache folder are downloaded to it.
+        torch.hub's cache folder are downloaded to it, see `download_backbone`.
     precision : {"fp32", "bf16", "fp16", "auto"}, optional
         Type of the matrices, see `resolve_precision`.
     device : str, optional
@@ -216,11 +217,18 @@ def load_backbone(
     resolved = resolve_precision(precision, device=device)
     if threads is not None:
         _set_threads(threads)
+    record = record_of(Path(wanted))
+    recorded = is_backbone_name(wanted) or record.exists()
     path = find_weights(wanted, offline=offline)
     if path.suffix != ".safetensors":
         from bioxfer.backbones.fairesm import load_esm
 
-        return load_esm(path, precision=resolved, device=device)
+        try:
+            return load_esm(path, precision=resolved, device=device)
+        except WeightsError:
+            if not recorded:  # else the right file would later be refused for not being this one
+                record.unlink(missing_ok=True)
+            raise
 
     from bioxfer.backbones.adapters import is_adapter, load_adapted
     from bioxfer.backbones.compact import load_compact
@@ -255,7 +263,7 @@ def download_backbone(
     *,
     into: str | Path | None = None,
     offline: bool = False,
-    base_url: str = PUBLISHER,
+    base_url: str | Sequence[str] = (),
     sha256: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Path:
@@ -274,8 +282,10 @@ def download_backbone(
         shares, if not given.
     offline : bool, optional
         Open no socket; so does ``BIOXFER_OFFLINE=1``.
-    base_url : str, optional
-        Address of the folder that holds ``NAME.pt``, for a mirror.
+    base_url : str or sequence of str, optional
+        Folders that hold ``NAME.pt``, tried in turn: web addresses, or paths of
+        this machine. If not given, those of ``BIOXFER_MIRRORS``, separated by
+        commas, and then the publisher's.
     sha256 : str, optional
         The hash that the file must have, for those who know it.
     progress : callable, optional
@@ -311,9 +321,9 @@ def download_backbone(
             if is_offline(offline):
                 raise
             log.warning("%s; fetching it again", damage)
-    return fetch_weights(
-        f"{base_url.rstrip('/')}/{target.name}", target, sha256=sha256, offline=offline, progress=progress
-    ).path
+    folders = mirrors([base_url] if isinstance(base_url, str) else base_url)
+    places = [f"{folder.rstrip('/')}/{target.name}" for folder in folders]
+    return fetch_weights(places, target, sha256=sha256, offline=offline, progress=progress).path
 
 
 def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> WeightsCheck:
@@ -350,6 +360,7 @@ def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> W
 
     from bioxfer.backbones.adapters import is_adapter, load_adapter
     from bioxfer.backbones.compact import COMPACT_WEIGHTS, read_compact
+    from bioxfer.backbones.shipped import SHIPPED, read_shipped
 
     path = COMPACT_WEIGHTS if wanted == _COMPACT else _existing(wanted)
     # small enough to look at every shape and value
@@ -360,7 +371,13 @@ def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> W
     found = sha256_of(path)
     if sha256 is not None and sha256.strip().lower() != found:
         raise WeightsError(f"{path}: sha256 is {found}, but {sha256} was asked for; fetch the file again")
-    return WeightsCheck(path=path, sha256=found, known=sha256 is not None)
+    if path != SHIPPED / "compact.safetensors":
+        return WeightsCheck(path=path, sha256=found, known=sha256 is not None)
+    if read_shipped().files.get(path.name) != found:
+        raise WeightsError(
+            f"{path}: sha256 is {found}, and the package came with another; install bioxfer again"
+        )
+    return WeightsCheck(path=path, sha256=found, known=True)
 
 
 def resolve_precision(precision: str, *, device: str = "cpu") -> Literal["fp32", "bf16", "fp16"]:
@@ -390,7 +407,7 @@ def resolve_precision(precision: str, *, device: str = "cpu") -> Literal["fp32",
     if precision == "fp16" and kind != "cuda":
         raise UsageError(f"precision fp16 needs a GPU, and the device is {device!r}; choose bf16 or fp32")
     if precision == "auto":
-        if not _multiplies_bf16(kind):
+        if not has_native_bf16(kind):
             return "fp32"
         log.info(
             "precision auto: bf16, whose vectors have a cosine of 0.9999 or more with those of fp32; "
@@ -422,7 +439,8 @@ def _device_type(device: str) -> str:
     return place.type
 
 
-def _multiplies_bf16(device_type: str) -> bool:
+def has_native_bf16(device_type: str) -> bool:
+    """Tell whether a device multiplies bfloat16 natively; of emulation nothing is gained."""
     import torch
 
     if device_type == "cuda":

@@ -28,6 +28,7 @@ from bioxfer.backbones.fairesm import read_esm
 from bioxfer.backbones.packing import AdaptedLinear
 from bioxfer.backbones.weights import fingerprint as fingerprint_of
 from bioxfer.errors import FingerprintError, UsageError, WeightsError
+from bioxfer.metadata import parse_metadata
 from bioxfer.output import publish
 
 __all__ = ["Adapter", "BaseModel", "is_adapter", "load_adapted", "load_adapter", "read_base"]
@@ -302,7 +303,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[METADATA_KEY])
+            header = parse_metadata((file.metadata() or {})[METADATA_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         stated = header.pop("sha256")
         if stated != _digest(header, tensors):
@@ -352,8 +353,8 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, folder: 
     if not layers or set(tensors) != {f"{layer}.{letter}" for layer in layers for letter in "ab"}:
         raise ValueError("its matrices do not come in pairs")
     matrices = {layer: (tensors[f"{layer}.a"], tensors[f"{layer}.b"]) for layer in layers}
-    ranks = {size for a, b in matrices.values() for size in (a.shape[0], b.shape[-1])}
-    if any(t.ndim != 2 or t.dtype != torch.float32 for t in tensors.values()) or len(ranks) != 1:
+    sound = all(t.ndim == 2 and t.dtype == torch.float32 for t in tensors.values())
+    if not sound or len({size for a, b in matrices.values() for size in (a.shape[0], b.shape[1])}) != 1:
         raise ValueError("its matrices are not float32 of one rank")
     for (a, b), layer in zip(matrices.values(), layers, strict=True):
         if not 1 <= a.shape[0] <= min(a.shape[1], b.shape[0]):

@@ -26,10 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bioxfer.backbones import Representation, matrix_dtype, resolve_precision
+from bioxfer.backbones.compact_shape import HEAD_WIDTH, CompactConfig, parse_config
 from bioxfer.backbones.kernels import ROWS, Kernels, Product, Scratch, load_kernels
 from bioxfer.backbones.packing import Pack, attend, pack_tokens, project, rotary_tables, rotate
-from bioxfer.backbones.weights import fingerprint
+from bioxfer.backbones.weights import fingerprint, sort_metadata
+from bioxfer.cache import shelter_compiler
 from bioxfer.errors import WeightsError
+from bioxfer.metadata import parse_metadata
 
 __all__ = [
     "BOS",
@@ -54,7 +57,6 @@ COMPACT_WEIGHTS = Path(__file__).parent.parent / "weights" / "compact.safetensor
 RESIDUES = "ACDEFGHIKLMNPQRSTVWYXBZUO"
 BOS, EOS, MASK = len(RESIDUES), len(RESIDUES) + 1, len(RESIDUES) + 2
 VOCABULARY = len(RESIDUES) + 3
-HEAD_WIDTH = 64
 
 FORMAT = "bioxfer-compact-2"
 
@@ -79,31 +81,6 @@ def tokenize(residues: str | bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """
     raw = residues.encode("ascii", "replace") if isinstance(residues, str) else residues
     return _TOKEN_OF_BYTE[np.frombuffer(raw, dtype=np.uint8)]
-
-
-@dataclass(frozen=True, slots=True)
-class CompactConfig:
-    """Shape of a compact backbone.
-
-    Attributes
-    ----------
-    width : int
-        Width of the residual stream, a multiple of 64.
-    layers : int
-        Number of blocks.
-    kernel : int
-        Residues that the depthwise convolution of each block sees, odd.
-    attention : tuple of int
-        Blocks that attend, counted from 1; the others mix by convolution alone.
-    window : int
-        Residues seen at once; training showed it crops up to this length.
-    """
-
-    width: int = 256
-    layers: int = 6
-    kernel: int = 9
-    attention: tuple[int, ...] = (3, 5)
-    window: int = 1022
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +131,7 @@ class CompactBlock(nn.Module):
         The groups of a pack differ from pack to pack, and compiled code would be made anew for each.
         """
         # Here and not as a decorator, which would load torch's compiler, for a second, with every command.
+        shelter_compiler()
         self._attend = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]
         self.compile()
 
@@ -493,13 +471,14 @@ def save_compact(model: CompactModel, path: str | Path, *, card: dict[str, Any])
         "card": json.dumps(card, sort_keys=True),
     }
     with publish(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata=metadata))
+        temporary.write_bytes(sort_metadata(save(tensors, metadata=metadata)))
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        path.open("rb").close()  # safetensors calls a file that it may not read a missing one
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -521,9 +500,11 @@ def read_card(path: str | Path | None = None) -> dict[str, Any]:
     path : str or Path, optional
         Weights file; the embedded one if not given.
     """
-    metadata = _read_metadata(Path(path) if path is not None else COMPACT_WEIGHTS)
-    card: dict[str, Any] = json.loads(metadata["card"])
-    return card
+    place = Path(path) if path is not None else COMPACT_WEIGHTS
+    try:
+        return parse_metadata(_read_metadata(place)["card"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{place}: weights without a card ({error}); get or train them anew") from error
 
 
 def load_compact(
@@ -557,11 +538,9 @@ def read_compact(path: str | Path | None = None) -> tuple[CompactModel, dict[str
     place = Path(path) if path is not None else COMPACT_WEIGHTS
     metadata = _read_metadata(place)
     try:
-        shape = json.loads(metadata["config"])
-        config = CompactConfig(**{**shape, "attention": tuple(shape["attention"])})
-        card = json.loads(metadata["card"])
-        model = CompactModel(config)
-        model.load_state_dict({n: t.float() for n, t in load_file(place).items()})
+        tensors, card = load_file(place), parse_metadata(metadata["card"])
+        model = CompactModel(parse_config(parse_metadata(metadata["config"]), tensors))
+        model.load_state_dict({n: t.float() for n, t in tensors.items()})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{place}: weights do not fit their stated shape ({error})") from error
     if not all(bool(torch.isfinite(t).all()) for t in model.state_dict().values()):

@@ -72,9 +72,9 @@ def read_esm(path: str | Path, *, matrices: torch.dtype = torch.float32) -> tupl
         raise WeightsError(f"{path}: holds no model; give a checkpoint as fair-esm publishes it")
     # fairseq's names: "encoder.sentence_encoder.layers.0...", "encoder.lm_head...", "encoder_layers".
     state = {name.rpartition("encoder.")[2]: weight for name, weight in weights.items()}
-    options = {key.removeprefix("encoder_"): value for key, value in _read_options(checkpoint).items()}
+    options = {str(key).removeprefix("encoder_"): value for key, value in _read_options(checkpoint).items()}
     heads = options.get("attention_heads")
-    if not isinstance(heads, int) or heads < 1:
+    if type(heads) is not int or heads < 1:
         raise WeightsError(
             f"{path}: does not say how many attention heads there are; it is no ESM checkpoint"
         )
@@ -181,6 +181,8 @@ def _build(
     """Make a model of weights under fair-esm's names, and its fingerprint."""
     unused = ("lm_head.", "contact_head.")
     state = {key: weight.detach() for key, weight in state.items() if not key.startswith(unused)}
+    if strange := [key for key, weight in state.items() if not _is_plain(weight)]:
+        raise WeightsError(f"{place}: {strange[0]!r} is no array of numbers of its own; it is damaged")
     config = _read_config(state, heads=heads, token_dropout=token_dropout, place=place)
     expected = _fairesm_names(config)
     if missing := expected - state.keys():
@@ -209,9 +211,15 @@ def _build(
     return encoder.requires_grad_(False).eval(), fingerprint_of(asdict(config), state)
 
 
+def _is_plain(weight: Tensor) -> bool:
+    """Tell whether each number of a weight lies in memory; a view of one can be larger than that."""
+    dense = weight.layout == torch.strided and weight.device.type != "meta"
+    return dense and weight.is_floating_point() and 0 < weight.nbytes <= weight.untyped_storage().nbytes()
+
+
 def _read_config(state: Mapping[str, Tensor], *, heads: int, token_dropout: bool, place: str) -> EsmConfig:
     """Read the shape of a model off its weights."""
-    numbers = [int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)]
+    numbers = [int(found[1]) for key in state if (found := re.match(r"layers\.([0-9]{1,4})\.", key))]
     try:
         tokens, width = state["embed_tokens.weight"].shape
         ffn_width = state["layers.0.fc1.weight"].shape[0]
@@ -234,6 +242,8 @@ def _read_config(state: Mapping[str, Tensor], *, heads: int, token_dropout: bool
             f"{place}: is no ESM-1b, ESM-1v or ESM-2 ({tokens} tokens instead of {len(ALPHABET)}); "
             f"it cannot be loaded"
         )
+    if config.layers > len(state):  # before so many names are made
+        raise WeightsError(f"{place}: lacks weights of {config.layers} layers; it is not whole")
     if width % heads:
         raise WeightsError(f"{place}: width {width} cannot be shared among {heads} heads; it is not whole")
     return config

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from bioxfer.backbones.packing import Pack
 from bioxfer.errors import UsageError
 
-__all__ = ["INSTRUCTIONS", "ROWS", "Kernels", "Product", "Scratch", "load_kernels"]
+__all__ = ["INSTRUCTIONS", "ROWS", "Kernels", "Product", "Scratch", "inspect_builds", "load_kernels"]
 
 INSTRUCTIONS = ("plain", "avx2", "avx512", "amx")
 """Instruction sets that the kernels are compiled for, each better than the one before."""
@@ -47,6 +47,7 @@ same from 16 rows on, whatever else is multiplied (measured with torch 2.13); an
 each number of rows that it meets in bfloat16, a megabyte or so, which a few numbers keep flat."""
 
 _VERSION = 1  # of the functions in kernels.cpp
+_STALE = "was built of another version of kernels.cpp; install bioxfer again"
 _SHARED_FROM = 2**15  # numbers from which a kernel is worth sharing among threads
 
 log = logging.getLogger("bioxfer")
@@ -408,18 +409,32 @@ def _load(wanted: str) -> Kernels | None:
     return Kernels(library, instructions=INSTRUCTIONS[best])
 
 
-def _open_library() -> ctypes.CDLL | None:
-    """Open what was built of this very source; an editable installation may hold older builds."""
+def inspect_builds() -> list[tuple[Path, str]]:
+    """List the files that were built, each with why it cannot be used; that is empty where it can.
+
+    An editable installation may hold older builds, and those of other versions of Python.
+    """
     folder, suffix = Path(__file__).parent, sysconfig.get_config_var("EXT_SUFFIX")
     own = folder / f"_kernels{suffix}"
+    found = []
     for path in [own, *sorted(set(folder.glob("_kernels*.so")) - {own})]:
+        reason = ""
         try:
-            library = ctypes.CDLL(str(path))
-            if library.bx_version() == _VERSION:
-                return library
-            log.warning("%s was built of another version of kernels.cpp; install bioxfer again", path)
+            if ctypes.CDLL(str(path)).bx_version() != _VERSION:
+                reason = _STALE
         except (OSError, AttributeError) as error:
-            log.debug("no compiled kernels in %s (%s)", path, error)
+            reason = f"cannot be loaded: {error}"
+        if path.exists():
+            found.append((path, reason))
+    return found
+
+
+def _open_library() -> ctypes.CDLL | None:
+    """Open what was built of this very source."""
+    for path, reason in inspect_builds():
+        if not reason:
+            return ctypes.CDLL(str(path))
+        log.log(logging.WARNING if reason == _STALE else logging.DEBUG, "%s %s", path, reason)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Weights files: where they lie, fetching them, and whether they are what they were.
+"""Weights files: where they lie, and whether they are what they were.
 
 The publisher of the ESM checkpoints states no checksums. So the sha256 of a
 file is recorded when the file is first seen, in ``NAME.pt.sha256`` beside it
@@ -11,21 +11,18 @@ the archive's own checksums hold; whoever knows the true sha256 may state it.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import logging
 import os
 import re
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from bioxfer.errors import OfflineError, OutputError, UsageError, WeightsError
+from bioxfer.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,18 +31,21 @@ __all__ = [
     "PUBLISHER",
     "WeightsCheck",
     "check_weights",
-    "fetch_weights",
+    "find_damage",
     "fingerprint",
+    "hex_digest",
     "hub_folder",
     "is_offline",
+    "read_record",
+    "record_of",
     "sha256_of",
+    "sort_metadata",
+    "write_record",
 ]
 
 PUBLISHER = "https://dl.fbaipublicfiles.com/fair-esm/models"
 """Where fair-esm's own loader fetches its checkpoints."""
 
-ATTEMPTS = 3
-TIMEOUT = 60.0  # seconds of silence on the connection
 BLOCK = 1 << 20  # bytes read at once
 # A torch checkpoint is a zip archive, or, before torch 1.6, a pickle of protocol 2.
 CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80\x02")
@@ -141,8 +141,8 @@ def check_weights(path: Path, *, sha256: str | None = None) -> WeightsCheck:
     WeightsError
         If the file cannot be read or its hash is another one.
     """
-    record = _record_of(path)
-    expected = _hex_digest(sha256) if sha256 is not None else _read_record(record)
+    record = record_of(path)
+    expected = hex_digest(sha256) if sha256 is not None else read_record(record)
     found = sha256_of(path)
     if expected is not None and found != expected:
         source = "was asked for" if sha256 is not None else f"is recorded in {record.name}"
@@ -151,7 +151,7 @@ def check_weights(path: Path, *, sha256: str | None = None) -> WeightsCheck:
             f"delete it and fetch it again, or delete the record if the change was meant"
         )
     if expected is None:
-        damage = _find_damage(path, found=found, expected=None)
+        damage = find_damage(path, found=found, expected=None)
         if damage:
             raise WeightsError(f"{path}: {damage}; delete it and fetch it again")
         log.info(
@@ -161,153 +161,24 @@ def check_weights(path: Path, *, sha256: str | None = None) -> WeightsCheck:
             found,
         )
     if sha256 is not None or expected is None:
-        _write_record(record, found, path.name)
+        write_record(record, found, path.name)
     return WeightsCheck(path=path, sha256=found, known=expected is not None)
 
 
-def fetch_weights(
-    url: str,
-    target: Path,
-    *,
-    sha256: str | None = None,
-    offline: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> WeightsCheck:
-    """Fetch a torch checkpoint; it appears under its name whole and checked, or not at all.
-
-    A connection that breaks is taken up where it broke, if the server can; a
-    file that arrives damaged is fetched once more from its start.
+def find_damage(path: Path, *, found: str, expected: str | None, patched: bool = False) -> str:
+    """Say what is wrong with a fetched file, or nothing.
 
     Parameters
     ----------
-    url : str
-        Address of the file.
-    target : Path
-        Where it is to lie.
-    sha256 : str, optional
-        The hash it must have. If not given, the record beside ``target``
-        counts, if there is one.
-    offline : bool, optional
-        Refuse before a socket is opened; so does ``BIOXFER_OFFLINE=1``.
-    progress : callable, optional
-        Called with bytes so far and, where known, bytes in all.
-
-    Raises
-    ------
-    OfflineError
-        If the network is forbidden.
-    WeightsError
-        If the file cannot be fetched or is still damaged at the last attempt.
-    OutputError
-        If it cannot be written.
+    path : Path
+        The file.
+    found : str
+        Its sha256.
+    expected : str or None
+        The sha256 that it must have, where that is known.
+    patched : bool, optional
+        Whether it was put together of parts that may be of different files.
     """
-    if is_offline(offline):
-        raise OfflineError(
-            f"{target.name} is not in {target.parent} and the network is forbidden; where it is allowed, "
-            f"run: bioxfer models download {target.stem}"
-        )
-    expected = _hex_digest(sha256) if sha256 is not None else _read_record(_record_of(target))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise OutputError(
-            f"{target.parent}: weights cannot be stored there ({error.strerror}); set TORCH_HOME"
-        ) from error
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            found = _fetch_checked(url, file, part, expected=expected, progress=progress)
-            os.fsync(file.fileno())
-        # mkstemp made it for the owner alone; a cache folder may be shared.
-        part.chmod(0o644)
-        part.replace(target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror}); free some space") from error
-    finally:
-        part.unlink(missing_ok=True)
-    _write_record(_record_of(target), found, target.name)
-    return WeightsCheck(path=target, sha256=found, known=expected is not None)
-
-
-class _BrokenTransferError(Exception):
-    """The connection failed; what has arrived is good as far as it goes."""
-
-
-def _fetch_checked(
-    url: str,
-    file: BinaryIO,
-    part: Path,
-    *,
-    expected: str | None,
-    progress: Callable[[int, int | None], None] | None,
-) -> str:
-    """Fill ``file`` with what lies at ``url`` and return its sha256."""
-    complaint = ""
-    for attempt in range(1, ATTEMPTS + 1):
-        if attempt > 1:
-            log.warning("%s: %s; trying again (%d of %d)", url, complaint, attempt, ATTEMPTS)
-        try:
-            _transfer(url, file, progress=progress)
-        except _BrokenTransferError as error:
-            complaint = str(error)
-            continue
-        file.flush()
-        found = sha256_of(part)
-        complaint = _find_damage(part, found=found, expected=expected)
-        if not complaint:
-            return found
-        file.seek(0)
-        file.truncate()
-    raise WeightsError(
-        f"{url}: could not be fetched, {complaint}; try later, or fetch the file elsewhere and give its path"
-    )
-
-
-def _transfer(url: str, file: BinaryIO, *, progress: Callable[[int, int | None], None] | None) -> None:
-    """Append to ``file`` what it lacks of ``url``."""
-    have = file.seek(0, os.SEEK_END)
-    try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code < 500 and error.code != 416:  # 416: the range lies beyond the file's end
-            raise WeightsError(
-                f"{url}: the server answered {error.code} {error.reason}; check the name and the address"
-            ) from error
-        file.seek(0)
-        file.truncate()
-        raise _BrokenTransferError(f"the server answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise _BrokenTransferError(f"no connection ({reason})") from error
-    except ValueError as error:
-        raise UsageError(f"{url!r} is no web address; give one that starts with https://") from error
-    with response:
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            have = file.seek(0)
-            file.truncate()
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
-        while block := _read_block(response):
-            file.write(block)
-            have += len(block)
-            if progress is not None:
-                progress(have, total)
-    if total is not None and have != total:
-        raise _BrokenTransferError(f"{have} of {total} bytes arrived")
-
-
-def _read_block(response: http.client.HTTPResponse) -> bytes:
-    # Kept apart from the writing, so that a full disk is not taken for a broken connection.
-    try:
-        return response.read(BLOCK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _BrokenTransferError(f"the connection broke ({error})") from error
-
-
-def _find_damage(path: Path, *, found: str, expected: str | None) -> str:
-    """Say what is wrong with a fetched file, or nothing."""
     if expected is not None:
         return "" if found == expected else f"its sha256 is {found} instead of {expected}"
     with path.open("rb") as file:
@@ -322,21 +193,47 @@ def _find_damage(path: Path, *, found: str, expected: str | None) -> str:
             return f"it is a damaged archive ({error})"
         if member is not None:
             return f"it is a damaged archive (checksum of {member})"
+    elif patched:
+        return "it came in several parts and has no checksums of its own"
     return ""
 
 
-def _hex_digest(text: str) -> str:
+def hex_digest(text: str) -> str:
+    """Read a sha256 that a user gave."""
     digest = text.strip().lower()
     if re.fullmatch("[0-9a-f]{64}", digest) is None:
         raise UsageError(f"{text!r} is no sha256; it has 64 hex digits")
     return digest
 
 
-def _record_of(path: Path) -> Path:
+def sort_metadata(data: bytes) -> bytes:
+    """Sort the texts in the header of a safetensors file, which its own writer puts in any order.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file, as safetensors wrote it.
+
+    Returns
+    -------
+    bytes
+        The same file, and the same bytes in every process.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers after it stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def record_of(path: Path) -> Path:
+    """Name the file beside weights that holds their sha256."""
     return path.with_name(path.name + ".sha256")
 
 
-def _read_record(record: Path) -> str | None:
+def read_record(record: Path) -> str | None:
+    """Read a recorded sha256; None if there is no record."""
     try:
         text = record.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -349,7 +246,8 @@ def _read_record(record: Path) -> str | None:
     return digest
 
 
-def _write_record(record: Path, digest: str, name: str) -> None:
+def write_record(record: Path, digest: str, name: str) -> None:
+    """Record a sha256, where the folder takes it."""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{record.name}.", dir=record.parent)
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:

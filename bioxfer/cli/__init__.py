@@ -9,6 +9,7 @@ import typer
 
 from bioxfer import __version__
 from bioxfer.cli.catalogue import heads_app, models_app
+from bioxfer.cli.doctoring import doctor_command
 from bioxfer.cli.inference import embed_command, predict_command
 from bioxfer.cli.splitting import split_command
 from bioxfer.cli.terminal import EXIT_CODES, run_app
@@ -50,6 +51,7 @@ app.command("transfer", epilog=EXIT_CODES)(transfer_command)
 app.command("evaluate", epilog=EXIT_CODES)(evaluate_command)
 app.command("split", epilog=EXIT_CODES)(split_command)
 app.command("pretrain", epilog=EXIT_CODES)(pretrain_command)
+app.command("doctor", epilog=EXIT_CODES)(doctor_command)
 app.add_typer(models_app, name="models")
 app.add_typer(heads_app, name="heads")
 

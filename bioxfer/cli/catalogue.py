@@ -11,6 +11,7 @@ import typer
 from bioxfer.cli.options import Offline, Overwrite
 from bioxfer.cli.preparing import given_files
 from bioxfer.cli.terminal import EXIT_CODES, show_download, start_messages
+from bioxfer.quoting import printable
 
 __all__ = ["heads_app", "models_app"]
 
@@ -61,14 +62,21 @@ def show_model(
 
     adapted = name != "compact" and is_adapter(name)
     card = load_adapter(name).card if adapted else read_card(None if name == "compact" else name)
-    typer.echo(json.dumps(card, indent=2, ensure_ascii=False))
+    typer.echo(printable(json.dumps(card, indent=2, ensure_ascii=False)))
 
 
 @models_app.command("download", epilog=EXIT_CODES)
 def download_model(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of bioxfer models list.")],
     base_url: Annotated[
-        str | None, typer.Option("--base-url", metavar="URL", help="Mirror to fetch NAME.pt from.")
+        list[str] | None,
+        typer.Option(
+            "--base-url",
+            metavar="PLACE",
+            help="Mirror that holds NAME.pt: a web address, or a folder here. May be repeated, and they are "
+            "tried in turn. If not given: those that BIOXFER_MIRRORS lists (commas between), then the "
+            "publisher.",
+        ),
     ] = None,
     sha256: _Sha256 = None,
     into: Annotated[
@@ -76,17 +84,19 @@ def download_model(
     ] = None,
     offline: Offline = False,
 ) -> None:
-    """Download the weights of a backbone, check them, and print where they lie."""
+    """Download the weights of a backbone, check them, and print where they lie.
+
+    A download that was interrupted goes on where it stopped when the same command is given again.
+    """
     start_messages(quiet=False)
     from bioxfer.backbones import download_backbone
-    from bioxfer.backbones.weights import PUBLISHER
 
     with show_download(name) as progress:
         place = download_backbone(
             name,
             into=into,
             offline=offline,
-            base_url=base_url or PUBLISHER,
+            base_url=base_url or (),
             sha256=sha256,
             progress=progress,
         )
@@ -140,7 +150,8 @@ def show_head(
     from bioxfer.prediction import load_head
 
     card = load_head(name).card
-    typer.echo(json.dumps(card, indent=2, ensure_ascii=False) if as_json else describe_card(card))
+    as_text = printable(json.dumps(card, indent=2, ensure_ascii=False)) if as_json else describe_card(card)
+    typer.echo(as_text)
 
 
 @heads_app.command("plot", epilog=EXIT_CODES)

@@ -16,13 +16,14 @@ from typing import Any, NoReturn, Protocol
 
 import typer
 
+from bioxfer.cache import shelter_compiler
 from bioxfer.errors import BioxferError
 
 __all__ = ["EXIT_CODES", "report_records", "run_app", "show_download", "show_progress", "start_messages"]
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 2 usage, 3 bad input, 4 some records failed (the output is complete all the same), "
-    "130 and 143 interrupted by a signal."
+    "129, 130 and 143 ended by a signal."
 )
 """Last line of every command's help."""
 
@@ -34,8 +35,47 @@ _UNWRITABLE = "cannot write standard output: {}; make room or choose another pla
 log = logging.getLogger("bioxfer")
 
 
-class _Terminated(BaseException):
-    """SIGTERM came; temporary files are removed on the way out."""
+_ENDS = {"SIGHUP": "hung up", "SIGINT": "interrupted", "SIGTERM": "terminated"}
+_SAME_WISH = 5.0  # seconds in which a second signal only repeats the first
+
+
+class _Ended(BaseException):
+    """A signal came; temporary files are removed on the way out."""
+
+
+class _Listener:
+    """Hears the signals that end a process, and raises in the main thread once.
+
+    A second one while the first is on its way out would cut the removal of temporary files short.
+    """
+
+    def __init__(self) -> None:
+        self._words: dict[int, str] = {}
+        self.heard = 0
+        self._time = 0.0
+
+    def listen(self) -> None:
+        """Begin, except for signals that the process was started to ignore, as by nohup."""
+        for name, word in _ENDS.items():
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                self._words[number] = word
+                signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.heard and now - self._time < _SAME_WISH:
+            return
+        self.heard, self._time = self.heard or number, now
+        raise _Ended
+
+    def leave(self, code: int, sentence: str = "") -> NoReturn:
+        """Leave as the first signal says, if one came, whatever has become of its exception; else as told."""
+        for number in self._words:  # another one changes nothing any more
+            signal.signal(number, signal.SIG_IGN)
+        if self.heard:
+            code, sentence = 128 + self.heard, f"{self._words[self.heard]}; {_GOES_ON}"
+        _leave(code, sentence)
 
 
 def start_messages(*, quiet: bool, verbose: bool = False) -> None:
@@ -49,7 +89,7 @@ def start_messages(*, quiet: bool, verbose: bool = False) -> None:
 @contextlib.contextmanager
 def show_progress(*, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Count proteins on the terminal; say nothing where standard error is none."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _on_terminal():
         yield lambda count: None
         return
     done, start, shown = 0, time.monotonic(), 0.0
@@ -82,7 +122,7 @@ def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
         if not begun:
             begun = True
             log.info("fetching %s%s", name, "" if total is None else f", {total / 1e6:.0f} MB")
-        elif now - shown > 0.1 and sys.stderr.isatty():  # seconds, as above
+        elif now - shown > 0.1 and _on_terminal():  # seconds, as above
             shown = now
             sys.stderr.write(f"\r{have / 1e6:.0f}{whole} MB ")
             sys.stderr.flush()
@@ -118,7 +158,21 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     arguments : sequence of str, optional
         What follows the program's name; that of this process if not given.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    listener = _Listener()
+    listener.listen()
+    try:
+        listener.leave(*_run(app, arguments))
+    except _Ended:
+        listener.leave(0)
+    except Exception:
+        if not listener.heard:
+            raise
+        listener.leave(0)  # what a library made of the signal's exception
+
+
+def _run(app: typer.Typer, arguments: Sequence[str] | None) -> tuple[int, str]:
+    """Run a command line; tell exit code and sentence."""
+    shelter_compiler()
     command: _Command = typer.main.get_command(app)
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -126,23 +180,21 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
         with command.make_context("bioxfer", words) as context:
             command.invoke(context)
     except BioxferError as error:
-        _leave(error.exit_code, str(error))
+        return error.exit_code, str(error)
     except typer.Exit as end:
-        _leave(end.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _leave(130, f"interrupted; {_GOES_ON}")
-    except _Terminated:
-        _leave(143, f"terminated; {_GOES_ON}")
+        return end.exit_code, ""
+    except (KeyboardInterrupt, typer.Abort):  # where no signal of ours was heard
+        return 130, f"interrupted; {_GOES_ON}"
     except BrokenPipeError:
-        _leave(0)  # the reader has had enough
+        return 0, ""  # the reader has had enough
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
-            _leave(3, _UNWRITABLE.format(error.strerror))
+            return 3, _UNWRITABLE.format(error.strerror)
         sentence = _usage_sentence(error)
         if sentence is None:
             raise
-        _leave(2, sentence)
-    _leave(0)
+        return 2, sentence
+    return 0, ""
 
 
 class _Command(Protocol):
@@ -153,8 +205,8 @@ class _Command(Protocol):
     def invoke(self, ctx: Any) -> Any: ...
 
 
-def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # None where the process was started without one
 
 
 def _clear_line() -> None:
@@ -174,8 +226,6 @@ def _usage_sentence(error: Exception) -> str | None:
 
 
 def _leave(code: int, sentence: str = "") -> NoReturn:
-    for number in (signal.SIGTERM, signal.SIGINT):  # a second one changes nothing any more
-        signal.signal(number, signal.SIG_IGN)
     try:
         if sys.stdout is not None:  # as it is where a daemon was started without one
             sys.stdout.flush()  # a full disk or a closed pipe is met here, not at the interpreter's end
@@ -184,7 +234,7 @@ def _leave(code: int, sentence: str = "") -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if code == 0 and not isinstance(error, BrokenPipeError):
             code, sentence = 3, _UNWRITABLE.format(error.strerror)
-    if sentence:
+    if sentence and sys.stderr is not None:  # print() would take None for standard output
         with contextlib.suppress(OSError):
             print(f"bioxfer: {sentence}", file=sys.stderr)
     sys.exit(code)

@@ -205,7 +205,8 @@ class Regression:
         reach = level * self.scale
         # six digits, or as many as tell the ends of the range apart to a thousandth of its width
         largest = abs(self.mean) + 10 * self.scale
-        digits = max(6, math.ceil(math.log10(largest / reach)) + 4) if 0 < reach < math.inf else 6
+        # and no more than a float has
+        digits = max(6, math.ceil(min(math.log10(largest / reach), 13)) + 4) if 0 < reach < math.inf else 6
         return [
             [f"{value - reach:.{digits}g}", f"{value + reach:.{digits}g}"] if math.isfinite(value) else []
             for value in self.values(outputs).tolist()

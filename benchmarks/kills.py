@@ -1,0 +1,42 @@
+"""Kill embed, predict, train, transfer and pretrain again and again, and count what had been written.
+
+After every few kills the same command goes on to its end, where its file must have the bytes of an
+uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from results import write_result
+from test_kills import Nursery, Work, kill_again_and_again
+
+COMMANDS = {"embed": 1.0, "predict": 1.0, "train": 1.0, "transfer": 0.2, "pretrain": 0.4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=80, help="for each of embed, predict and train")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    counted = {}
+    with tempfile.TemporaryDirectory() as folder:
+        nursery = Nursery(Path(folder))
+        work = Work(nursery, Path(folder))
+        for command, share in COMMANDS.items():
+            phases = kill_again_and_again(work, command, round(given.kills * share), seed=given.seed)
+            counted[command] = {
+                "kills": phases.total(),
+                "written_at_that_moment": dict(sorted(phases.items())),
+            }
+        nursery.close()
+    write_result("kills", {"kills": sum(each["kills"] for each in counted.values()), "commands": counted})
+
+
+if __name__ == "__main__":
+    main()
