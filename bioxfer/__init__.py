@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bioxfer.residues import ResidueHead
     from bioxfer.sequences import SequenceRecord, translate_cds
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOMES = {
     "AnnotationTransfer": "estimators",

@@ -411,16 +411,23 @@ def test_mmseqs_sees_neither_ids_nor_paths_of_the_users(tmp_path, monkeypatch, h
     monkeypatch.setattr("bioxfer.solvers.PENALTIES", (0.1,))
     asked = []
 
-    def pretend(command, *, cwd, **_):
-        assert isinstance(command, list)
-        assert stat.S_IMODE(Path(cwd).stat().st_mode) == 0o700
-        asked.append(command)
-        heads = [line for line in (Path(cwd) / "q.fasta").read_text().splitlines() if line.startswith(">")]
-        assert heads == [f">s{number}" for number in range(len(heads))]
-        (Path(cwd) / "hits.tsv").write_text("")
-        return subprocess.CompletedProcess(command, 0, "", "")
+    class Pretence:
+        returncode = 0
 
-    monkeypatch.setattr(homology.subprocess, "run", pretend)
+        def __init__(self, command, *, cwd, shell=False, **_):
+            assert isinstance(command, list)
+            assert not shell
+            assert stat.S_IMODE(Path(cwd).stat().st_mode) == 0o700
+            asked.append(command)
+            lines = (Path(cwd) / "q.fasta").read_text().splitlines()
+            heads = [line for line in lines if line.startswith(">")]
+            assert heads == [f">s{number}" for number in range(len(heads))]
+            (Path(cwd) / "hits.tsv").write_text("")
+
+        def communicate(self):
+            return "", ""
+
+    monkeypatch.setattr(homology.subprocess, "Popen", Pretence)
     Path("-rf.csv").write_bytes(Path("in.csv").read_bytes())
     words = {
         "split": ["split", "-o", "s.csv", "--cluster-by", "mmseqs", "--", "-rf.csv"],

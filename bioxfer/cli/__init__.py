@@ -57,5 +57,5 @@ app.add_typer(heads_app, name="heads")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; the console script ``bioxfer`` begins here."""
+    """Run the command line, that of this process if none is given, and leave."""
     run_app(app, arguments)
