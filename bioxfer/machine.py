@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bioxfer.errors import UsageError
+
 __all__ = [
     "Disk",
     "Memory",
     "Processor",
     "describe_size",
+    "expand_home",
     "look_at_disk",
     "look_at_memory",
     "look_at_processor",
@@ -129,6 +132,20 @@ def look_at_disk(folder: Path) -> Disk:
         place = place.parent
     free = shutil.disk_usage(place).free
     return Disk(folder=place, free=free, writable=os.access(place, os.W_OK | os.X_OK))
+
+
+def expand_home(path: str) -> Path:
+    """Put the user's folder, or that of another, in the place of a ``~`` at the beginning.
+
+    Raises
+    ------
+    UsageError
+        There is no such folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path!r} begins with a home folder that does not exist; write it out") from error
 
 
 def describe_size(size: int) -> str:

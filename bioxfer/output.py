@@ -394,7 +394,8 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         if target.exists():
-            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+            with contextlib.suppress(PermissionError):  # as on some network file systems
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     with contextlib.suppress(OSError):  # not every file system lets a folder be synced
         _sync(target.parent)

@@ -40,6 +40,7 @@ from bioxfer.backbones.weights import (
     write_record,
 )
 from bioxfer.errors import OfflineError, OutputError, UsageError, WeightsError
+from bioxfer.machine import expand_home
 
 __all__ = ["fetch_weights", "mirrors", "part_of"]
 
@@ -338,7 +339,7 @@ def _transfer(place: str, part: _Part, *, progress: Progress | None) -> None:
         _download(place, part, progress=progress)
         return
     try:
-        source = Path(place).expanduser().open("rb")
+        source = expand_home(place).open("rb")
         total = os.fstat(source.fileno()).st_size
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -169,7 +169,13 @@ def see_cache(*, quick: bool) -> Iterator[Finding]:
     held = "" if state.values is None else f", {count(state.values, 'value')}"
     fact = f"{hide_home(path)}, {machine.describe_size(state.size)}{held}"
     delete = "delete it; what it held is computed again"
-    if state.complaint:
+    if not state.readable:
+        fact = f"{fact}, could not be looked at ({state.complaint})"
+        if "locked" in state.complaint:
+            yield Finding("cache", "note", f"{fact}: another process is writing to it", values=values)
+        else:
+            yield Finding("cache", "problem", fact, elsewhere, values)
+    elif state.complaint:
         yield Finding("cache", "problem", f"{fact}: {state.complaint}", delete, values)
     elif state.damaged:
         fact = (
