@@ -17,9 +17,9 @@ no word           what should be warned of is taken without a warning
 hang              no end within the time
 not applicable    the tool does not do such a thing
 
-A refusal is clear where the last three lines hold words that were written down here before for that fault;
-what the second run says after a kill, after a signal or of files cut to half is judged by the same words. A
-signal counts only where it was sent before the end and the run did not succeed; where that never happens
+A refusal is clear where the last three lines match the pattern that stands here for that fault. What a tool
+says of what an earlier run left, after a kill, after a signal or cut to half, is held against one pattern.
+A signal counts only where it was sent before the end and the run did not succeed; where that never happens
 there is no verdict, and the fault must be provoked again.
 A vector of the longest protein is held against the mean of the tool's own vectors of its residues or, where a
 tool's command gives none, must be finite and not that of the protein's start; the verdict says which.
@@ -460,8 +460,10 @@ def titin(bench: Bench, tool: Tool) -> Verdict:
         return told(ran, "silently dropped", "the protein's start, a record of its own, has no vector")
     if one.vector is None:
         return told(ran, "right" if one.note else "silently wrong", one.note or "no vector, without a word")
-    if one.vector.shape != start.shape or not np.isfinite(one.vector).all():
-        return told(ran, "silently wrong", f"the vector is {describe(one.vector)}, or not finite")
+    if not np.isfinite(one.vector).all():
+        return told(ran, "silently wrong", "the vector is not finite, without a word")
+    if one.vector.shape != start.shape:
+        return told(ran, "silently wrong", f"the vector is {describe(one.vector)}")
     if same(one.vector, start):
         return told(ran, "silently wrong", "the vector is that of the first 1,022 residues, without a word")
     for name, sequence in BASE[:10]:

@@ -573,9 +573,25 @@ def _restore(
                 _, _, place, key = name.split(".")
                 whole["state"].setdefault(int(place), {})[key] = tensor
         optimizer.load_state_dict(whole)
+    _check_told(state)
     sampler.cursors = list(state["cursors"])
     if not {"source_share", "source_weights"} & set(changed):  # else the shares are counted anew
         sampler.given = list(state["given"])
     if changed:
         stages.append({"from_step": state["counts"][0], **now})
     return state
+
+
+def _check_told(state: dict[str, Any], pools: int) -> None:
+    """Raise where what a checkpoint tells beside its tensors is not what training goes on to count with."""
+    counts, history, means = state["counts"], state["history"], state["means"]
+    if [len(state["cursors"]), len(state["given"]), len(counts)] != [pools, pools, 3]:
+        raise ValueError("it counts other things")
+    if not isinstance(history, list) or not isinstance(means, dict):
+        raise ValueError("it has no history")
+    numbers = [*counts, *state["cursors"], *state["given"]]
+    if not all(isinstance(n, int) for n in numbers if n is not counts[1]) or not 0 <= counts[1] < math.inf:
+        raise ValueError("its counts are no numbers")
+    for number in (*numbers, *means.values(), *(value for told in history for value in told.values())):
+        if not isinstance(number, (int, float)) or abs(number) > 2**63 or (number in numbers and number < 0):
+            raise ValueError(f"{number!r:.40} is not what was counted")

@@ -439,7 +439,9 @@ def test_f42_missing_folder_and_folder_as_target_are_refused(tmp_path):
         check_output(tmp_path / "none" / "out.csv")
     (tmp_path / "wall").touch()
     for name in ("out.csv", "sub/out.csv"):
-        with pytest.raises(OutputError, match=r"out\.csv cannot be written: .*/wall is a file, not a folder; ch"):
+        with pytest.raises(
+            OutputError, match=r"out\.csv cannot be written: .*/wall is a file, not a folder; ch"
+        ):
             check_output(tmp_path / "wall" / name)
     with pytest.raises(OutputError, match="is a folder; name a file in it"):
         check_output(tmp_path)
