@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import torch
 import typer
-from toys import Bench, fasta, head, one_sentence, proteins, run, table
+from toys import ENDING, Bench, fasta, head, one_sentence, proteins, run, table
 
 import bioxfer
 import bioxfer.__main__
@@ -432,8 +432,13 @@ def test_a_signal_that_kept_nothing_from_ending_well_changes_nothing(monkeypatch
         Deaf()
 
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
-    with pytest.raises(SystemExit) as end:
-        run_app(app, [])
+    before = {number: signal.getsignal(number) for number in ENDING}
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_app(app, [])
+    finally:
+        for number, handler in before.items():  # children would inherit what is ignored
+            signal.signal(number, handler)
     assert end.value.code == 0
 
 

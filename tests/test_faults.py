@@ -1591,7 +1591,11 @@ def test_f42_an_unwritable_folder_is_refused_before_a_model_loads(bench, monkeyp
     access = os.access
     # Root may write everywhere, so that the mode is asked instead.
     monkeypatch.setattr(
-        os, "access", lambda path, mode: bool(os.stat(path).st_mode & stat.S_IWUSR) and access(path, mode)
+        os,
+        "access",
+        lambda path, mode: (
+            (not mode & os.W_OK or bool(os.stat(path).st_mode & stat.S_IWUSR)) and access(path, mode)
+        ),
     )
     locked.chmod(0o555)
     try:

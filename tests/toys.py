@@ -124,6 +124,10 @@ def write_head(folder: Path, name: str = "taste", *, task: str = "multiclass") -
     return path
 
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that the command line listens to."""
+
+
 class Ran(NamedTuple):
     """How a command ended."""
 
@@ -141,7 +145,7 @@ def run(*arguments: object, stdin: bytes = b"") -> Ran:
     )
     log = logging.getLogger("bioxfer")
     handlers, level, threads = log.handlers[:], log.level, torch.get_num_threads()
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    signals = {number: signal.getsignal(number) for number in ENDING}
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)
