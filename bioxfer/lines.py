@@ -54,39 +54,29 @@ class _Decoder(Protocol):
     def pieces(self, data: bytes) -> Iterator[bytes]: ...
 
 
-class _Gzip:
-    def __init__(self) -> None:
-        # 16 + MAX_WBITS: zlib then reads a gzip header and checks the CRC at the end
-        self._decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
+class _Standard:
+    """What zlib, bz2 and lzma agree on."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
 
     @property
     def eof(self) -> bool:
-        return self._decoder.eof
+        return bool(self._decoder.eof)
 
     @property
     def unused_data(self) -> bytes:
-        return self._decoder.unused_data
+        return bytes(self._decoder.unused_data)
 
+
+class _Gzip(_Standard):
     def pieces(self, data: bytes) -> Iterator[bytes]:
         while data:
             yield self._decoder.decompress(data, _PIECE)
             data = self._decoder.unconsumed_tail
 
 
-class _Blocks:
-    """What bz2 and lzma agree on."""
-
-    def __init__(self, decoder: bz2.BZ2Decompressor | lzma.LZMADecompressor) -> None:
-        self._decoder = decoder
-
-    @property
-    def eof(self) -> bool:
-        return self._decoder.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._decoder.unused_data
-
+class _Blocks(_Standard):
     def pieces(self, data: bytes) -> Iterator[bytes]:
         yield self._decoder.decompress(data, _PIECE)
         while not (self._decoder.eof or self._decoder.needs_input):
@@ -94,7 +84,7 @@ class _Blocks:
 
 
 class _Zstandard:
-    """zstandard knows no bound, but 4 bytes hold 128 KiB at most."""
+    """zstandard knows no bound, but 4 bytes hold 128 KiB at most, so that a slice holds 8 MiB."""
 
     def __init__(self, decoder: Any) -> None:
         self._decoder = decoder
@@ -124,7 +114,8 @@ def _zstandard_decoder() -> _Decoder:
 
 
 _COMPRESSIONS: tuple[tuple[bytes, str, Callable[[], _Decoder]], ...] = (
-    (b"\x1f\x8b", "gzip", _Gzip),
+    # 16 + MAX_WBITS: zlib then reads a gzip header and checks the CRC at the end
+    (b"\x1f\x8b", "gzip", lambda: _Gzip(zlib.decompressobj(16 + zlib.MAX_WBITS))),
     (b"BZh", "bzip2", lambda: _Blocks(bz2.BZ2Decompressor())),
     (b"\xfd7zXZ\0", "xz", lambda: _Blocks(lzma.LZMADecompressor())),
     (b"\x28\xb5\x2f\xfd", "Zstandard", _zstandard_decoder),

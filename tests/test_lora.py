@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import random
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -35,31 +32,13 @@ TASK = Multiclass(("no", "yes"))
 SEQUENCES = ("MKV", "GAVLIWMKVDERST", "M", "ACDEFGHIKLMNPQRSTVWYXBZUO" * 2)
 
 
-@functools.cache
-def esm2_bytes() -> bytes:
-    """A tiny ESM-2 in the layout of the published files, its weights as large as trained ones."""
-    import esm
-
-    torch.manual_seed(0)
-    model = esm.ESM2(num_layers=2, embed_dim=32, attention_heads=2)
-    state = {
-        f"encoder.sentence_encoder.{name}": weight
-        for name, weight in model.state_dict().items()
-        if not name.startswith(("lm_head.", "contact_head."))
-    }
-    options = Namespace(encoder_attention_heads=2, token_dropout=True)
-    buffer = io.BytesIO()
-    torch.save({"args": None, "cfg": {"model": options}, "model": state}, buffer)
-    return buffer.getvalue()
-
-
 @pytest.fixture(params=["compact", "esm2"])
 def base(request, tmp_path) -> Path:
     """Weights of a tiny backbone of each architecture."""
     if request.param == "compact":
         return toys.write_weights(tmp_path)
     path = tmp_path / "tiny.pt"
-    path.write_bytes(esm2_bytes())
+    path.write_bytes(toys.esm2_file())
     return path
 
 
@@ -509,7 +488,7 @@ def test_an_esm_is_adapted_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     hub = tmp_path / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
-    (hub / "esm2_t6_8M_UR50D.pt").write_bytes(esm2_bytes())
+    (hub / "esm2_t6_8M_UR50D.pt").write_bytes(toys.esm2_file())
     adapter = adapt("esm2_t6_8M_UR50D", [motif(6, seed=0)], epochs=1, rank=2, offline=True)
     assert adapter.base == "esm2_t6_8M_UR50D"
     adapter.save(tmp_path / "bent.safetensors")
