@@ -85,7 +85,6 @@ class TextLines:
     def __init__(self, lines: Iterable[tuple[int, bytes]]) -> None:
         self._lines = iter(lines)
         self.number = 0
-        self.locus: tuple[int, bytes] = (0, b"")  # number and text of the last line that begins an entry
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.readline, "")
@@ -93,8 +92,6 @@ class TextLines:
     def readline(self) -> str:
         """Return the next line, its end made LF, and nothing after the last."""
         self.number, line = next(self._lines, (self.number, b""))
-        if line.startswith(b"LOCUS "):
-            self.locus = self.number, line
         return decode(line.rstrip(b"\r\n")) + "\n" if line else ""
 
     def read(self, size: int) -> str:
@@ -138,27 +135,43 @@ def parse_genbank(
 
     # What its parser only warns of is found and told here.
     warnings.filterwarnings("ignore", category=BiopythonParserWarning)
-    handle = TextLines(lines)
+    begun: list[tuple[int, str]] = []
+    handle = TextLines(_close_features(lines, begun))
+    count = 0
     parse: Callable[..., Iterator[Any]] = SeqIO.parse
     try:
-        entries = parse(handle, "genbank")
-        while True:
-            entry = next(entries, None)
-            if entry is None:
-                break
-            yield from _read_entry(entry, source, handle.locus, table, features)
+        for count, entry in enumerate(parse(handle, "genbank"), start=1):
+            yield from _read_entry(entry, source, begun[-1], table, features)
     except FormatError:
         raise
     except Exception as error:  # its parser raises whatever a malformed line leads to
         raise FormatError(
             f"{source}, line {handle.number}: not a GenBank entry as it should be ({error}); fetch it again"
         ) from error
-    if not handle.locus[0]:
-        raise FormatError(f"{source}: no GenBank entry in it; give another file")
+    if count < len(begun):
+        raise FormatError(
+            f"{source}, line {begun[-1][0]}: a GenBank entry begins here and has no end; fetch the file again"
+        )
+
+
+def _close_features(
+    lines: Iterable[tuple[int, bytes]], begun: list[tuple[int, str]]
+) -> Iterator[tuple[int, bytes]]:
+    """Pass lines on, note where entries begin, and let one without a sequence have an empty one."""
+    has_sequence = True
+    for number, line in lines:
+        if line.startswith(b"LOCUS"):
+            begun.append((number, decode(line)))
+            has_sequence = False
+        elif line.startswith((b"ORIGIN", b"CONTIG", b"WGS")):
+            has_sequence = True
+        elif line.startswith(b"//") and not has_sequence:
+            yield number, b"ORIGIN\n"
+        yield number, line
 
 
 def _read_entry(
-    entry: Any, source: str, locus: tuple[int, bytes], table: int, features: bool
+    entry: Any, source: str, locus: tuple[int, str], table: int, features: bool
 ) -> Iterator[SequenceRecord]:
     from Bio.Seq import UndefinedSequenceError
 
@@ -168,7 +181,7 @@ def _read_entry(
         text = str(entry.seq)
     except UndefinedSequenceError:
         text = ""
-    stated = _LENGTH.search(decode(first))
+    stated = _LENGTH.search(first)
     if text and stated is not None and int(stated[1]) != len(text):
         raise FormatError(
             f"{source}, line {line}: entry {name!r} should have {stated[1]} letters and has {len(text)}; it "

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, dropwhile
 from typing import Literal, get_args
 
 from bioxfer.annotated import (
@@ -333,25 +334,24 @@ def _parse_fastq(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[Se
     from Bio.SeqIO.QualityIO import FastqGeneralIterator
 
     parse: Callable[..., Iterator[tuple[str, str, str]]] = FastqGeneralIterator
-    handle = TextLines((number, line) for number, line in lines if not line.isspace())
-    before = 0
+    first = next(dropwhile(lambda each: each[1].isspace(), lines))
+    handle, line = TextLines(chain([first], lines)), first[0]
     try:
-        for title, text, _ in parse(handle):
-            # Its parser has read the next header by now, which is therefore one ahead.
-            line, before = before, handle.number
+        for title, letters, _ in parse(handle):
             identifier = re.split(r"[ \t\v\f]", title, maxsplit=1)[0]
             if not identifier:
                 raise FormatError(
                     f"{source}, line {line}: no id after '@'; a record's id must follow it at once"
                 )
-            note = "FASTQ qualities ignored" if text else ""
-            yield SequenceRecord(identifier, text, title, source, line, note=note)
+            note = "FASTQ qualities ignored" if letters else ""
+            yield SequenceRecord(identifier, letters, title, source, line, note=note)
+            line = handle.number  # its parser has read the next header by now
     except ValueError as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(
-            f"{source}: the record after line {before} is no whole FASTQ record ({error}); the file is cut "
-            "off or damaged, fetch it again"
+            f"{source}, line {line}: no whole FASTQ record ({str(error).rstrip('.')}); the file is cut off "
+            "or damaged, fetch it again"
         ) from error
 
 
