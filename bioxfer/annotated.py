@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from bioxfer.codons import NO_NUCLEOTIDE, as_dna, read_coding, read_genetic_code, reverse_complement
@@ -140,7 +141,8 @@ def parse_genbank(
     count = 0
     parse: Callable[..., Iterator[Any]] = SeqIO.parse
     try:
-        for count, entry in enumerate(parse(handle, "genbank"), start=1):
+        for entry in parse(handle, "genbank"):
+            count += 1
             yield from _read_entry(entry, source, begun[-1], table, features)
     except FormatError:
         raise
@@ -337,7 +339,9 @@ def _translate_region(
     ]
     skipped = [f"codon_start {region.codon_start}"] if region.codon_start > 1 else []
     otherwise = [f"{residue} at {place}" for place, residue in _named(exceptions, region.codon_start)]
-    seen = [*odd_codons, *otherwise, *unread, *region.remarks]
+    ranges = sorted(part[:2] for part in region.parts)
+    overlap = ["its parts overlap"] * any(a[1] > b[0] for a, b in pairwise(ranges))
+    seen = [*overlap, *odd_codons, *otherwise, *unread, *region.remarks]
     odd = (*partial, *skipped, *seen, *_compare(protein, region.translation))
     return replace(made, sequence=protein, note=", ".join((note, *odd)), origin=replace(origin, oddities=odd))
 

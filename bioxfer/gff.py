@@ -18,6 +18,8 @@ __all__ = ["read_gff"]
 # Features whose coding sequence may come in lines of different ids.
 _TRANSCRIPTS = {"mRNA", "transcript", "primary_transcript", "V_gene_segment", "C_gene_segment"}
 
+_SHIFTS = {".": "1", "0": "1", "1": "2", "2": "3"}  # GFF's phase, as GenBank's codon_start
+
 
 @dataclass(slots=True)
 class _Line:
@@ -153,15 +155,19 @@ def _read_group(found: Sequence[_Line]) -> CodingRegion:
     lines = list(found) if mixed else sorted(found, key=lambda line: line.start, reverse=backwards)
     first, said = lines[0], lines[0].said
     names = (said.get(key, "") for key in ("locus_tag", "protein_id", "ID", "Name", "gene"))
-    phase = first.phase if first.phase != "." else "0"
     low, high = _open_ends(said)
-    numbers = read_numbers(
-        str(int(phase) + 1) if phase.isascii() and phase.isdigit() else phase, said.get("transl_table", "")
+    trouble = ""
+    if mixed:
+        trouble = "its parts lie on both strands, and nothing tells their order"
+    elif first.phase not in _SHIFTS:
+        trouble = f"its phase is {first.phase!r}, not 0, 1 or 2"
+    numbers = (
+        {"trouble": trouble} if trouble else read_numbers(_SHIFTS[first.phase], said.get("transl_table", ""))
     )
     return CodingRegion(
         tuple(filter(None, (*names, said.get("Parent", "").split(",")[0]))),
         tuple((line.start - 1, line.end, line.strand) for line in lines),
-        **{"trouble": "its strands differ, and nothing tells their order"} if mixed else numbers,
+        **numbers,
         open_start=high if backwards else low,
         open_end=low if backwards else high,
         exceptions=tuple(re.findall(r"\(pos:.*?,aa:\w+\)", said.get("transl_except", ""))),

@@ -408,6 +408,7 @@ EXONS = f"join(3..42,49..{len(SPLIT) - 2})"
         ("ATGAAATAA", '1..9 translation="M"', "MK", ["2 residues where /translation has 1"], None),
         ("ATGAAATAA", "1..9 pseudo", "MK", ["marked as pseudo"], None),
         ("AAAAAATAA", "1..9", "KK", ["no start codon"], None),
+        ("ATGAATAA", "join(1..6,6..8)", "MN", ["joined from 2 parts", "its parts overlap"], None),
         ("ATGAAAAA", "1..8", "MK", ["no stop codon", "incomplete last codon (2 of 3"], None),
     ],
 )
@@ -642,7 +643,7 @@ def test_a_gff_that_is_none_is_refused_with_its_line(annotated, row, told):
     ("row", "trouble"),
     [
         ("c1 . CDS 1 9999 . + 0 ID=a", f"it reaches to 9999, beyond the {len(GENE)} nucleotides of c1"),
-        ("c1 . CDS 1 9 . + 5 ID=a", "its codon_start is '6', not 1, 2 or 3"),
+        ("c1 . CDS 1 9 . + 5 ID=a", "its phase is '5', not 0, 1 or 2"),
         ("c1 . CDS 1 9 . + 0 ID=a;transl_table=7", "there is no genetic code 7"),
     ],
 )

@@ -357,8 +357,8 @@ def test_unknown_choices_are_refused(make):
     path = make(FASTA)
     with pytest.raises(UsageError, match="on_duplicate is 'drop'; choose"):
         read_sequences(path, on_duplicate="drop")
-    with pytest.raises(UsageError, match="format is 'genbank'; choose"):
-        read_sequences(path, format="genbank")
+    with pytest.raises(UsageError, match="format is 'embl'; choose"):
+        read_sequences(path, format="embl")
 
 
 # --- sequence tables ---------------------------------------------------------------------------------
