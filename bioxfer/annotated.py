@@ -217,6 +217,8 @@ def _read_feature(feature: Any) -> CodingRegion:
     ]
     if "pseudogene" in said:
         remarks.append("marked as pseudogene")
+    if "exception" in said:  # RNA editing, say
+        remarks.append(f"exception: {value('exception')}")
     given = CodingRegion(
         names,
         (),

@@ -51,29 +51,30 @@ def extracted(record, text: str) -> str:
 
 def frames_of(text: str, number: int, at_least: int) -> set[tuple[str, str, int, int]]:
     """Find open reading frames codon by codon: protein, strand, start, end."""
-    _, starts, stops = read_genetic_code(number)
+    codons, starts, stops = read_genetic_code(number)
     found = set()
     for strand, other in (("+", text), ("-", reverse(text))):
         for shift in range(3):
-            begun = None
-            places = range(shift, len(other) - 2, 3)
-            for place in [*places, None]:
-                codon = None if place is None else other[place : place + 3]
-                if codon is None or codon in stops:
-                    end = (places[-1] if len(places) else shift - 3) + 3 if codon is None else place + 3
-                    if begun is not None:
-                        inside = other[begun : end - (codon is not None) * 3]
-                        protein = "M" + str(Seq(inside).translate(table=number))[1:]
-                        if len(protein) >= at_least:
-                            span = (
-                                (begun + 1, end)
-                                if strand == "+"
-                                else (len(text) - end + 1, len(text) - begun)
-                            )
-                            found.add((protein, strand, *span))
-                    begun = None
-                elif begun is None and codon in starts:
-                    begun = place
+            stretch: list[int] = []  # places of the codons since the last stop codon
+            whole = range(shift, len(other) - 2, 3)
+            for place in [*whole, None]:
+                if place is not None and other[place : place + 3] not in stops:
+                    stretch.append(place)
+                    continue
+                begins = [n for n in stretch if other[n : n + 3] in starts]
+                begins = [n for n in begins if codons[other[n : n + 3]] == "M"] or begins
+                if begins:
+                    end = stretch[-1] + 3
+                    protein = "M" + str(Seq(other[begins[0] : end]).translate(table=number))[1:]
+                    end += 0 if place is None else 3
+                    span = (
+                        (begins[0] + 1, end)
+                        if strand == "+"
+                        else (len(text) - end + 1, len(text) - begins[0])
+                    )
+                    if len(protein) >= at_least:
+                        found.add((protein, strand, *span))
+                stretch = []
     return found
 
 
@@ -407,6 +408,7 @@ EXONS = f"join(3..42,49..{len(SPLIT) - 2})"
         ),
         ("ATGAAATAA", '1..9 translation="M"', "MK", ["2 residues where /translation has 1"], None),
         ("ATGAAATAA", "1..9 pseudo", "MK", ["marked as pseudo"], None),
+        ("ACGAAATAA", '1..9 exception="RNA_editing"', "TK", ["no start codon, exception: RNA_editing"], None),
         ("AAAAAATAA", "1..9", "KK", ["no start codon"], None),
         ("ATGAATAA", "join(1..6,6..8)", "MN", ["joined from 2 parts", "its parts overlap"], None),
         ("ATGAAAAA", "1..8", "MK", ["no stop codon", "incomplete last codon (2 of 3"], None),
