@@ -15,6 +15,7 @@ from toys import fasta, one_sentence, proteins, run, table
 
 import bioxfer as bx
 from bioxfer.codons import read_coding, read_genetic_code
+from bioxfer.corpus import Corpus
 from bioxfer.errors import DuplicateIdError, FormatError, InputError, MissingExtraError, UsageError
 from bioxfer.genes import Translation, translate
 from bioxfer.io import iter_proteins, read_sequences
@@ -799,6 +800,15 @@ def test_training_and_splitting_read_genes_too(bench, tmp_path):
     named = bench.write("six.csv", "id,label\nc1_1,oily\n")
     found = read_labelled(rows, named, translation=Translation("six-frame", min_orf=50))
     assert [(r.id, r.sequence, r.label) for r in found] == [("c1_1", PROTEIN, "oily")]
+
+
+def test_a_corpus_of_genes_is_one_of_proteins(make):
+    some = proteins(3)
+    known = Corpus.read([make(fasta(some), "p.fasta")])
+    found = Corpus.read([make(coding(some), "g.fasta")], Translation("cds"))
+    assert found.sha256 == known.sha256
+    with pytest.raises(UsageError, match=r"c\.txt has one protein a line, and these are not translated"):
+        Corpus.read([make(GENE, "c.txt")], Translation("cds"))
 
 
 def test_python_translates_as_the_command_line_does(toy_backbone):

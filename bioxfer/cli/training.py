@@ -407,6 +407,9 @@ def pretrain_command(
     licence: Annotated[
         str, typer.Option("--licence", metavar="TEXT", help="Licence of corpus and sources, for the card.")
     ] = "not stated",
+    translate: TranslateOption = Translate.off,
+    genetic_code: GeneticCode = 1,
+    min_orf: MinOrf = 30,
     threads: Threads = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -454,6 +457,7 @@ def pretrain_command(
             compiled=compiled,
             seed=seed,
         ),
+        translation=as_translation(translate, genetic_code, min_orf),
         valid=valid,
         sources=[path for path, _ in sources],
         exclude=exclude or (),
