@@ -17,6 +17,12 @@ no word           what should be warned of is taken without a warning
 hang              no end within the time
 not applicable    the tool does not do such a thing
 
+A refusal is clear where the last three lines match the pattern that stands here for that fault. What a tool
+says of what an earlier run left, after a kill, after a signal or cut to half, is held against one pattern.
+A signal counts only where it was sent before the end and the run did not succeed; where that never happens
+there is no verdict, and the fault must be provoked again.
+A vector of the longest protein is held against the mean of the tool's own vectors of its residues or, where a
+tool's command gives none, must be finite and not that of the protein's start; the verdict says which.
 Whoever refuses what others take (a compressed file, a second record of one name) is as right as they are.
 What is no flaw (letters in lower case, a slash in an id) cannot be refused clearly.
 
@@ -45,13 +51,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fault_tools import Biotrainer, Bioxfer, Entry, FairEsm, Ran, Tool, Unreadable, read_table, same
+from fault_tools import FORCED, Biotrainer, Bioxfer, Entry, FairEsm, Ran, Tool, Unreadable, read_table, same
 from results import write_result
 
 import bioxfer as bx
 
 WAIT = 120.0  # seconds; a run without a fault takes 3 to 20
 LONG_WAIT = 400.0  # for titin, and for attempts at a network that is not there
+DAMAGED = r"damaged|corrupt|truncated|not found in embeddings file"  # of what an earlier run left
 NO_DATA = "This tool has no training."
 
 MAKE_FAIRESM = """
@@ -265,6 +272,10 @@ READINGS = [
 ]
 
 
+class MissedError(Exception):
+    """The fault could not be provoked, so there is nothing to judge."""
+
+
 class Bench:
     """A folder for each run, and each tool's vectors of faultless proteins."""
 
@@ -273,9 +284,9 @@ class Bench:
         self.clean: dict[str, dict[str, np.ndarray]] = {}
 
     def place(self, tool: Tool, name: str) -> Path:
-        """Make an empty folder in which a tool can work."""
+        """Make an empty folder in which a tool can work, within one that shows what it writes beside."""
         stem = re.sub(r"\W+", "-", f"{tool.name} {name}").strip("-")
-        folder = self.folder / "runs" / f"{stem}-{time.monotonic_ns()}"
+        folder = self.folder / "runs" / f"{stem}-{time.monotonic_ns()}" / "run"
         folder.mkdir(parents=True)
         return folder
 
@@ -311,17 +322,7 @@ def judge(
     """Judge an embedding by its exit status, its words and every vector."""
     if ran.code is None:
         return told(ran, "hang", f"no end within {ran.seconds:.0f} s")
-    left = [path.name for path in folder.parent.glob("*.pt")]
-    if left:
-        for path in folder.parent.glob("*.pt"):
-            path.unlink()
-        return told(ran, "wrote outside", f"{left[0]} lies beside the folder that was named")
-    known = {os.fspath(folder / "out"), os.fspath(folder / "cache")}
-    strays = [
-        path
-        for path in tool.results(folder)
-        if not any(os.fspath(path).startswith(f"{place}{os.sep}") for place in known)
-    ]
+    strays = [path for path in folder.parent.rglob("*") if path.is_file() and not foreseen(path, folder)]
     if strays:
         return told(ran, "wrote outside", f"{strays[0].name} lies outside the folder that was named")
     if ran.code:
@@ -365,6 +366,13 @@ def judge(
         return told(ran, "silently wrong", f"{len(rest)} rows too many, such as {short(rest[0].id)}")
     notes = [each.note for each in entries if isinstance(each, Entry) and each.note]
     return told(ran, "right", notes[0] if notes else "")
+
+
+def foreseen(path: Path, folder: Path) -> bool:
+    """Tell whether a file is the comparison's own, or lies where the tool was told to write."""
+    if path.is_relative_to(folder / "out") or path.is_relative_to(folder / "cache"):
+        return True
+    return path.parent == folder and path.name in ("in.fasta", "in.fasta.gz", "log.txt", "config.yml")
 
 
 def judge_refusal(ran: Ran, refusal: str | None) -> Verdict:
@@ -434,6 +442,7 @@ def alone_or_not(bench: Bench, tool: Tool) -> Verdict:
 
 def titin(bench: Bench, tool: Tool) -> Verdict:
     """F14: 35,213 residues."""
+    clean = bench.reference(tool)
     folder = bench.place(tool, "titin")
     ran = bench.embed(
         tool, folder, text(tool, [("titin", TITIN), ("start", TITIN[:1022]), *BASE[:10]]), seconds=LONG_WAIT
@@ -446,9 +455,43 @@ def titin(bench: Bench, tool: Tool) -> Verdict:
     if "titin" not in found:
         return told(ran, "silently dropped", "the protein is not in the output")
     one = found["titin"]
-    if same(one.vector, found["start"].vector):
+    start = found["start"].vector if "start" in found else None
+    if start is None or not np.isfinite(start).all():
+        return told(ran, "silently dropped", "the protein's start, a record of its own, has no vector")
+    if one.vector is None:
+        return told(ran, "right" if one.note else "silently wrong", one.note or "no vector, without a word")
+    if not np.isfinite(one.vector).all():
+        return told(ran, "silently wrong", "the vector is not finite, without a word")
+    if one.vector.shape != start.shape:
+        return told(ran, "silently wrong", f"the vector is {describe(one.vector)}")
+    if same(one.vector, start):
         return told(ran, "silently wrong", "the vector is that of the first 1,022 residues, without a word")
-    return told(ran, "right", one.note or "the whole protein at once")
+    for name, sequence in BASE[:10]:
+        if name not in found or not same(found[name].vector, clean[sequence]):
+            return told(ran, "silently wrong", f"{name} beside it is missing or has another vector")
+    how = one.note or "the whole protein at once"
+    if not isinstance(tool, Bioxfer):
+        return told(ran, "right", f"{how}; finite and not that of its start, and held against nothing else")
+    matrix, said = residues(bench, tool)
+    if matrix is None:
+        return told(said, "silently wrong", "no vectors of the residues")
+    if matrix.shape != (len(TITIN), one.vector.size) or not same(one.vector, matrix.mean(axis=0)):
+        return told(ran, "silently wrong", "the vector is not the mean of its residues' vectors")
+    return told(ran, "right", f"{how}; the mean of the vectors of its residues")
+
+
+def residues(bench: Bench, tool: Bioxfer) -> tuple[np.ndarray | None, Ran]:
+    """Have titin embedded residue by residue."""
+    folder = bench.place(tool, "residues")
+    fasta = folder / "in.fasta"
+    fasta.write_bytes(text(tool, [("titin", TITIN)]))
+    command = [*tool.command(fasta, folder), "--per-residue"]
+    ran = tool.run(command, folder, seconds=LONG_WAIT)
+    if ran.code:
+        return None, ran
+    with np.load(tool.results(folder)[0]) as made:
+        found = [made[name] for name in made.files if made[name].ndim == 2]
+    return (found[0].astype(np.float64) if len(found) == 1 else None), ran
 
 
 def dna(bench: Bench, tool: Tool) -> Verdict:
@@ -485,15 +528,18 @@ def struck(number: signal.Signals, delays: Sequence[float]) -> Callable[[Bench, 
                 )
 
             first = bench.embed(tool, folder, data, strike=(number, begun, delay))
-            hit += first.code not in (0, None)
             if first.code is None:
                 return told(first, "hang", f"no end within {first.seconds:.0f} s of {number.name}")
+            if not first.struck or first.code == 0:
+                continue  # it was done before
+            hit += 1
             again = bench.embed(tool, folder, data)
-            verdict = judge(tool, again, folder, MANY, None, clean)
+            verdict = judge(tool, again, folder, MANY, DAMAGED, clean)
             if verdict.outcome != "right":
                 where = f"after {number.name} {delay} s into its work the same command again"
                 return told(again, verdict.outcome, f"{where}: {verdict.sentence or again.last_line}")
-        assert verdict is not None
+        if verdict is None:
+            raise MissedError(f"{number.name} never struck before the end; choose other delays")
         return Verdict(
             "right",
             f"struck {hit} times of {len(delays)}; the rerun is complete and right",
@@ -514,7 +560,7 @@ def damaged(bench: Bench, tool: Tool) -> Verdict:
     for path in kept:
         os.truncate(path, path.stat().st_size // 2)
     ran = bench.embed(tool, folder, data)
-    verdict = judge(tool, ran, folder, MANY, r"damaged|corrupt|truncated", clean)
+    verdict = judge(tool, ran, folder, MANY, DAMAGED, clean)
     return told(
         ran,
         verdict.outcome,
@@ -570,7 +616,7 @@ def unwritable(bench: Bench, tool: Tool) -> Verdict:
     ran = tool.run(command, folder, seconds=WAIT)
     if not ran.code:
         return told(ran, "silently wrong", "success is claimed")
-    return judge_refusal(ran, r"not writable|Not a directory|no folder|wall")
+    return judge_refusal(ran, r"not writable|not a directory|not a folder|is a file")
 
 
 def offline(bench: Bench, tool: Tool) -> Verdict:
@@ -612,14 +658,12 @@ def canary(bench: Bench, tool: Tool) -> Verdict:
         code = CANARY.replace("torch.load(sys.argv[1], weights_only=False)", "{}")
         target = model / "pytorch_model.bin"
         source: str | Path = tool.model
-        python = tool.python
     else:
         model = folder / "esm2_random_8M.pt"
         code, target, source = CANARY, model, tool.model  # type: ignore[attr-defined]
-        python = tool.python if isinstance(tool, FairEsm) else Path(sys.executable)
         beside = "esm2_random_8M-contact-regression.pt"
         (folder / beside).write_bytes((Path(source).parent / beside).read_bytes())
-    subprocess.run([python, "-c", code, source, sign, target], check=True)
+    subprocess.run([tool.python, "-c", code, source, sign, target], check=True)
     sign.unlink(missing_ok=True)
     command = [
         model if os.fspath(word) == os.fspath(tool.model) else word for word in tool.command(fasta, folder)
@@ -629,8 +673,8 @@ def canary(bench: Bench, tool: Tool) -> Verdict:
         config.write_text(config.read_text().replace(os.fspath(source), os.fspath(model)))
     ran = tool.run(command, folder, seconds=WAIT)
     if sign.exists():
-        why = ", as it does wherever the tool can load its own models" if isinstance(tool, FairEsm) else ""
-        return told(ran, "ran its code", f"the program in the model file ran{why}")
+        forced = ", with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 set" if tool.env.get(FORCED) == "1" else ""
+        return told(ran, "ran its code", f"the program in the model file ran{forced}")
     if not ran.code:
         return told(ran, "silently wrong", "success is claimed")
     reason = r"weights_only|Weights only|unsafe|pickle|holds more than tensors|Unsupported global"
@@ -897,6 +941,7 @@ def main() -> None:
     kept = folder / "verdicts.json"
     verdicts: dict[str, dict[str, dict[str, object]]] = json.loads(kept.read_text()) if kept.exists() else {}
     bench, faults = Bench(folder), all_faults()
+    missed: list[str] = []
     for row, name, provoke in faults:
         told_of = verdicts.get(f"{row} {name}", {})
         for tool in tools:
@@ -906,7 +951,12 @@ def main() -> None:
                 continue
             if tool.name in told_of and not options.only:
                 continue
-            verdict = provoke(bench, tool)
+            try:
+                verdict = provoke(bench, tool)
+            except MissedError as error:
+                print(f"{row} {name} | {tool.name} | no verdict: {error}", file=sys.stderr, flush=True)
+                missed.append(name)
+                continue
             facts = {key: value for key, value in vars(verdict).items() if value is not None}
             if kept.exists():  # another process may provoke another tool meanwhile
                 verdicts = json.loads(kept.read_text(encoding="utf-8"))
@@ -914,7 +964,7 @@ def main() -> None:
             kept.write_text(json.dumps(verdicts, indent=1), encoding="utf-8")
             print(f"{row} {name} | {tool.name} | {verdict.outcome} | {verdict.sentence}", flush=True)
     rows = {f"{row} {name}": verdicts.get(f"{row} {name}", {}) for row, name, _ in faults}
-    if any(len(each) < len(tools) for each in rows.values()):
+    if missed or any(len(each) < len(tools) for each in rows.values()):
         raise SystemExit("not all faults are done; the result file stays as it is")
     totals = {
         tool.name: dict(Counter(str(each[tool.name]["outcome"]) for each in rows.values())) for tool in tools
@@ -923,8 +973,8 @@ def main() -> None:
         "faults",
         {
             "script_sha256": hashlib.sha256(options.extract.read_bytes()).hexdigest(),
-            "seconds_at_most": WAIT,
-            "tools": {tool.name: tool.limits for tool in tools},
+            "seconds_at_most": {"F14, F30": LONG_WAIT, "all others": WAIT},
+            "tools": {tool.name: {"run": tool.limits, "versions": tool.versions()} for tool in tools},
             "totals": totals,
             "ended_in_a_traceback": {
                 tool.name: sum(bool(each[tool.name]["traceback"]) for each in rows.values()) for tool in tools

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import re
 import resource
@@ -20,6 +21,19 @@ import numpy as np
 import torch
 
 MEMORY = 12 * 2**30  # bytes of address space that a tool may take, so that the machine stays usable
+PACKAGES = ("bioxfer", "fair-esm", "biotrainer", "torch", "transformers", "numpy", "h5py")
+FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+ASK = """
+import json, platform, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
 TIGHT = 1e-4  # of a vector's largest number; float32 sums in another order differ by 1e-6
 
 
@@ -30,6 +44,7 @@ class Ran:
     code: int | None  # None where its time was over
     said: str
     seconds: float
+    struck: bool = False  # whether the signal was sent before the end
 
     @property
     def traceback(self) -> bool:
@@ -83,6 +98,8 @@ def launch(
     """
 
     def limit() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # a background shell has SIGINT ignored
+            signal.signal(number, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         if largest is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -104,15 +121,17 @@ def launch(
         )
         os.close(writer)
         os.set_blocking(reader, False)
-        struck: float | None = None
+        due: float | None = None
+        struck = False
         while code is None and time.perf_counter() - started < seconds:
             code = process.poll()
             drain(reader, kept)
             if strike is not None and code is None:
                 number, ready, delay = strike
-                if struck is None and ready():
-                    struck = time.perf_counter() + delay
-                if struck is not None and time.perf_counter() >= struck:
+                if due is None and ready():
+                    due = time.perf_counter() + delay
+                if due is not None and time.perf_counter() >= due:
+                    struck = True
                     if number == signal.SIGINT:  # a terminal sends it to all processes of a command
                         os.killpg(process.pid, number)
                     else:
@@ -125,7 +144,7 @@ def launch(
         process.wait()
         drain(reader, kept)
         os.close(reader)
-    return Ran(code, log.read_text(encoding="utf-8", errors="replace"), took)
+    return Ran(code, log.read_text(encoding="utf-8", errors="replace"), took, struck)
 
 
 def drain(reader: int, kept: Any) -> None:
@@ -139,6 +158,7 @@ class Tool:
     """One tool; a run writes into ``folder/out`` and keeps what else it needs beside."""
 
     name = ""
+    python: Path
     limits = ""  # what a reader must know of how it was run
     env: Mapping[str, str] = {}
 
@@ -167,6 +187,11 @@ class Tool:
         """List the files that hold results, or parts of them."""
         raise NotImplementedError
 
+    def versions(self) -> dict[str, str]:
+        """Ask its interpreter what it has installed of what matters here."""
+        said = subprocess.run([self.python, "-c", ASK, *PACKAGES], check=True, capture_output=True)
+        return dict(json.loads(said.stdout))
+
 
 @dataclass
 class FairEsm(Tool):
@@ -177,10 +202,10 @@ class FairEsm(Tool):
     model: Path
     name = "fair-esm 2.0.0"
     limits = (
-        "scripts/extract.py --include mean, otherwise its defaults; TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1, "
+        f"scripts/extract.py --include mean, otherwise its defaults; {FORCED}=1, "
         "without which torch 2.6 and later refuse its own checkpoints; random weights of the 8M shape"
     )
-    env = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # noqa: RUF012
+    env = {FORCED: "1"}  # noqa: RUF012
 
     def command(self, fasta: Path, folder: Path) -> list[str | Path]:
         """Word the command that embeds."""
@@ -270,6 +295,7 @@ class Bioxfer(Tool):
     """The package of this repository."""
 
     model: Path
+    python = Path(sys.executable)
     name = "bioxfer"
     limits = "bioxfer embed to .npz, otherwise its defaults; the checkpoint that fair-esm reads"
     options: tuple[str, ...] = ("--overwrite",)
@@ -294,11 +320,11 @@ class Bioxfer(Tool):
     @property
     def program(self) -> list[str]:
         """How it is started."""
-        return [sys.executable, "-m", "bioxfer"]
+        return [os.fspath(self.python), "-m", "bioxfer"]
 
     def results(self, folder: Path) -> list[Path]:
         """List the files that hold results, or parts of them."""
-        return sorted((folder / "out").glob("*.npz"))
+        return sorted(folder.rglob("*.npz"))
 
     def read(self, folder: Path) -> list[Entry | Unreadable]:
         """Read what is in the output."""
@@ -321,7 +347,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    """Tell whether two vectors are one but for rounding."""
+    """Tell whether two vectors are one but for rounding; what is not finite is like nothing."""
     if one is None or other is None:
         return one is other
+    if not np.isfinite(other).all():
+        return False
     return one.shape == other.shape and bool(np.abs(one - other).max() <= TIGHT * np.abs(other).max())

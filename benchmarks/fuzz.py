@@ -4,8 +4,8 @@
     python benchmarks/fuzz.py --guided --only head  coverage-guided, where the package atheris is installed
 
 Guided, what reaches new lines of bioxfer is kept and spoilt further; else valid files are spoilt at random.
-Whatever is found is kept in the folder that --keep names. Targets that are
-not named keep their earlier numbers.
+Whatever is found is kept in the folder that --keep names. Targets that are not named keep their earlier
+numbers; of each target the result file has command, date and versions of its own.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from results import write_result
+from results import run_facts, write_result
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-# Examples in relation to the others, of what trains or draws.
-SHARES = {"card": 0.5, "adaptation checkpoint": 0.5, "pretraining checkpoint": 0.2}
+PACKAGES = ("atheris", "safetensors", "zstandard")
 
 
 class Run:
@@ -134,7 +133,7 @@ def fuzz_guided(run: Run, count: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--examples", type=int, default=10_000, help="of a target that is not slow")
+    parser.add_argument("--examples", type=int, default=10_000, help="of each target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="targets, separated by commas")
     parser.add_argument("--guided", action="store_true", help="by coverage, with atheris")
@@ -147,7 +146,6 @@ def main() -> None:
         except ImportError:
             sys.exit("atheris is not installed; pip install atheris, or leave --guided out")
         watch = atheris.instrument_imports(include=["bioxfer"])
-    measured: dict[str, Any] = {}
     with watch, tempfile.TemporaryDirectory() as folder:
         import fuzzing
         import torch
@@ -158,22 +156,27 @@ def main() -> None:
             for data in fuzzing.TARGETS[name].seeds():
                 fuzzing.examine(fuzzing.TARGETS[name], data, Path(folder))
     for name in names:
-        count = int(given.examples * SHARES.get(name, 1))
         with tempfile.TemporaryDirectory() as folder:
             run = Run(name, Path(folder), given.keep)
-            found = (fuzz_guided if given.guided else fuzz)(run, count, given.seed)
-            measured[name] = {"guided": given.guided, "seed": given.seed} | found
-        print(name, json.dumps(measured[name]), file=sys.stderr, flush=True)
+            found = (fuzz_guided if given.guided else fuzz)(run, given.examples, given.seed)
+        keep(name, {"guided": given.guided, "seed": given.seed} | found | run_facts(PACKAGES))
+
+
+def keep(name: str, measured: dict[str, Any]) -> None:
+    """Write what was measured of a target beside what is known of the others."""
+    import fuzzing
+
     earlier = Path(__file__).parent / "results" / "fuzz.json"
-    if given.only and earlier.exists():
-        measured = json.loads(earlier.read_text(encoding="utf-8"))["targets"] | measured
-    total = sum(each["examples"] for each in measured.values())
+    targets = json.loads(earlier.read_text(encoding="utf-8"))["targets"] if earlier.exists() else {}
+    targets[name] = measured
+    targets = {each: targets[each] for each in fuzzing.TARGETS if each in targets}
     facts = {
-        "examples": total,
-        "found": sum(sum(each["found"].values()) for each in measured.values()),
-        "targets": measured,
+        "examples": sum(each["examples"] for each in targets.values()),
+        "found": sum(sum(each["found"].values()) for each in targets.values()),
+        "targets": targets,
     }
-    write_result("fuzz", facts, packages=("atheris", "safetensors", "zstandard"))
+    print(name, json.dumps(measured), file=sys.stderr, flush=True)
+    write_result("fuzz", facts, packages=PACKAGES)
 
 
 if __name__ == "__main__":

@@ -41,17 +41,29 @@ def write_result(
     into : Path, optional
         Folder of the file; ``results`` beside this script if not given.
     """
-    facts = {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_bare, sys.argv[1:])]),
-        "date": datetime.date.today().isoformat(),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **_versions((*PACKAGES, *packages))},
-    }
+    facts = run_facts(packages)
+    machine = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
+    facts = {"command": facts["command"], "date": facts["date"], "machine": machine, **facts}
     text = json.dumps(facts | measured, indent=2, ensure_ascii=False) + "\n"
     folder = Path(__file__).parent / "results" if into is None else into
     folder.mkdir(parents=True, exist_ok=True)
     folder.joinpath(f"{name}.json").write_text(text, encoding="utf-8")
     print(text, end="")
+
+
+def run_facts(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Command, date and versions of this run.
+
+    Parameters
+    ----------
+    packages : sequence of str, optional
+        Packages whose versions are facts too, beside `PACKAGES`.
+    """
+    return {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_bare, sys.argv[1:])]),
+        "date": datetime.date.today().isoformat(),
+        "versions": {"python": platform.python_version(), **_versions((*PACKAGES, *packages))},
+    }
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,9 @@
-"""Print README's table of the ready heads from the result files: heads, baselines, the edition before.
+"""Print README's tables from the result files, one below the other.
 
-python benchmarks/table.py
+The ready heads beside baselines and the edition before, few examples, biotrainer, the faults of three tools,
+and many records; of the last four one is left out where its result file is absent.
+
+    python benchmarks/table.py
 """
 
 from __future__ import annotations

@@ -13,18 +13,22 @@ an `EmbeddingCache` of its own. To empty a cache, delete its file.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bioxfer.errors import OutputError
+from bioxfer.errors import OutputError, UsageError
+from bioxfer.machine import expand_home
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -80,11 +84,13 @@ def default_cache_path() -> Path:
     ------
     OutputError
         If neither variable is set and the user has no home folder.
+    UsageError
+        If the first names the home folder of nobody.
     """
     name = "embeddings.sqlite"
     own = os.environ.get("BIOXFER_CACHE")
     if own:
-        return Path(own).expanduser() / name
+        return expand_home(own) / name
     shared = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(shared):  # the XDG specification says to ignore relative ones
         return Path(shared) / "bioxfer" / name
@@ -101,18 +107,22 @@ def shelter_compiler() -> None:
     """Have torch's compiler keep its files in a folder of the user's own, unless it was told another.
 
     It would take ``torchinductor_USER`` in the shared folder of temporary files, run the libraries that lie
-    there and unpickle the rest: whoever makes that folder first could choose what.
+    there and unpickle the rest: whoever makes that folder first could choose what. Where the cache folder is
+    not the user's alone to write, the files are kept for this process only.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ or not hasattr(os, "geteuid"):  # Windows has folders of users
         return
     try:
-        folder = default_cache_path().parent / "compiled"
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        own = nearest != folder or folder.stat().st_uid == os.geteuid()
-    except (OutputError, OSError, AttributeError):  # no home, no permission, no such thing as a user's number
-        return
-    if own and os.access(nearest, os.W_OK | os.X_OK):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
+        folder = default_cache_path().parent.absolute() / "compiled"
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        state = nearest.stat()
+        own = state.st_uid == os.geteuid() and not state.st_mode & 0o022 and os.access(nearest, os.W_OK)
+    except (OutputError, UsageError, OSError):  # no home, or no way to it
+        own = False
+    if not own:
+        folder = Path(tempfile.mkdtemp(prefix="bioxfer-compiled-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def cache_key(
@@ -364,6 +374,8 @@ class CacheState:
         Values that were looked at, and those among them whose checksum is wrong.
     complaint : str
         What is wrong with the file; empty if nothing was seen.
+    readable : bool
+        False where it could not be looked at, which is no fault of the file.
     whole : bool
         Whether all of the file was looked at.
     """
@@ -373,6 +385,7 @@ class CacheState:
     sampled: int = 0
     damaged: int = 0
     complaint: str = ""
+    readable: bool = True
     whole: bool = False
 
 
@@ -384,14 +397,15 @@ def inspect_cache(path: Path, *, seconds: float) -> CacheState:
     path : Path
         A file that is there.
     seconds : float
-        Time to count and to read the whole file; 0 only takes a sample of the values.
+        Time to count and to read the whole file; 0 only takes a sample of the values, for a second at most.
     """
     log = Path(f"{path}-wal")
     unfolded = log.stat().st_size if log.exists() else 0
     # Where nobody is writing, as a file that will not change: otherwise SQLite would make files beside it.
     mode = "mode=ro" if unfolded and Path(f"{path}-shm").exists() else "immutable=1"
     found: dict[str, Any] = {"size": path.stat().st_size + unfolded}
-    deadline = time.monotonic() + seconds
+    begun = time.monotonic()
+    deadline = begun + seconds
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", timeout=1.0, uri=True)
         with contextlib.closing(connection):
@@ -402,9 +416,12 @@ def inspect_cache(path: Path, *, seconds: float) -> CacheState:
                 foreign = owner != _APPLICATION_ID and tables
                 complaint = "it is a database of another program" if foreign else ""
                 return CacheState(**found, values=0, complaint=complaint, whole=True)
-            sample = list(_take_sample(connection))
-            found["sampled"] = len(sample)
-            found["damaged"] = sum(_decode(*row) is None for row in sample)
+            found |= {"sampled": 0, "damaged": 0}
+            for row in _take_sample(connection):
+                found["sampled"] += 1
+                found["damaged"] += _decode(*row) is None
+                if time.monotonic() > max(deadline, begun + 1.0):
+                    break
             # Asked every so many steps of SQLite's machine.
             connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             try:
@@ -417,13 +434,14 @@ def inspect_cache(path: Path, *, seconds: float) -> CacheState:
                     raise
     except (*_ERRORS, ValueError) as error:
         found["complaint"] = str(error)
+        found["readable"] = not any(words in str(error) for words in ("locked", "unable to open"))
     return CacheState(**found)
 
 
 def _take_sample(connection: sqlite3.Connection) -> Iterator[tuple[object, object, object, object]]:
     """Give up to `_SAMPLE` rows, evenly spread; looking each up by its number costs little."""
     last = connection.execute("SELECT max(rowid) FROM bioxfer_embedding_1").fetchone()[0] or 0
-    for number in range(1, last + 1, max(1, last // _SAMPLE)):
+    for number in range(1, last + 1, -(-last // _SAMPLE) or 1):
         query = "SELECT key, shape, data, checksum FROM bioxfer_embedding_1 WHERE rowid = ?"
         yield from connection.execute(query, (number,))
 

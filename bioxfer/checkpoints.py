@@ -78,6 +78,11 @@ def read_checkpoint(path: Path, *, sort: str) -> tuple[dict[str, Any], dict[str,
 
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: the checkpoint cannot be read ({error.strerror}); see to its file"
+        ) from error
+    try:
         size = int.from_bytes(data[:8], "little")
         found = _SUM.search(data, 8, 8 + size)
         blank = data if found is None else data[: found.start()] + _UNKNOWN + data[found.end() :]
@@ -89,7 +94,6 @@ def read_checkpoint(path: Path, *, sort: str) -> tuple[dict[str, Any], dict[str,
         return held["state"], load(data)
     except (
         SafetensorError,
-        OSError,
         LookupError,
         TypeError,
         ValueError,

@@ -48,12 +48,12 @@ __all__ = [
 
 _LONGEST = 900  # characters of a message: a dozen lines of a terminal
 _WHITE = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # the last turn the order of a line
 
 
 def _one_sentence(message: str) -> str:
     line = _WHITE.sub(" ", message)
-    line = _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", line)
+    line = _CONTROL.sub(lambda found: ascii(found.group())[1:-1], line)
     if len(line) <= _LONGEST:
         return line
     # the place stands at the beginning, and the remedy at the end

@@ -33,7 +33,7 @@ from bioxfer.honesty import (
     find_warnings,
     label_by_alignment,
 )
-from bioxfer.selection import FAR_SHARE, Fitted, HeadChoice, check_choice, check_classes, select
+from bioxfer.selection import FAR_SHARE, LEANING, Fitted, HeadChoice, check_choice, check_classes, select
 from bioxfer.solvers import Form, build_index
 from bioxfer.tasks import UNKNOWN, Multilabel, Regression, Task, task_from_name
 
@@ -245,6 +245,11 @@ def train_head(
         group[held],
         seed=seed,
     )
+    out_of_fold = (
+        f"least out-of-fold loss, {min(folds, len(np.unique(group[train])))} folds over homology clusters of "
+        "the training part"
+    )
+    leaning = f"; {LEANING}" if head in ("auto", "blend") else ""
     judge = "dev, by the fit on train" if len(dev) else "out-of-fold outputs of the training part"
     parts = {"train": train, **({"dev": dev} if len(dev) else {}), "valid": held}
     told: dict[str, Any] = {"temperature": fitted.temperature, "fitted_on": judge, "seed": seed}
@@ -285,10 +290,7 @@ def train_head(
         "head": {
             "kind": fitted.kind,
             "setting": fitted.setting,
-            "chosen_by": "least loss on dev, by the fit on train"
-            if len(dev)
-            else f"least out-of-fold loss, {min(folds, len(np.unique(group[train])))} folds over homology "
-            "clusters of the training part",
+            "chosen_by": ("least loss on dev, by the fit on train" if len(dev) else out_of_fold) + leaning,
             "candidates": fitted.candidates,
             "weights_fitted_on": ", ".join(parts) if refit else "train",
             "metrics_measured_on": "valid, by the fit on train alone",

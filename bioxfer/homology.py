@@ -558,7 +558,7 @@ def _run_mmseqs(command: Sequence[str], place: Path) -> str:
             stderr=subprocess.PIPE,
             text=True,
             errors="backslashreplace",
-            start_new_session=True,  # so that the programs it starts can be ended with it
+            start_new_session=True,  # to end the programs it starts with it; a SIGKILL of ours ends neither
         )
     except OSError as error:
         return f"mmseqs cannot be started ({error.strerror})"

@@ -183,7 +183,7 @@ def _decompress(
                 decoder = new_decoder()
             try:
                 yield from filter(None, decoder.pieces(chunk))
-            except (MemoryError, GeneratorExit):
+            except MemoryError:
                 raise
             except Exception as error:  # zlib, lzma and zstandard each have a class of their own
                 raise FormatError(
@@ -334,10 +334,10 @@ def _read_header(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
     """Return the column names, and how many lines they take: a quoted one may hold line ends; 0: no end."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        names = next(reader, [])
-    except csv.Error:  # a quote is left open, or a line is too long to be a header
-        return split_header(lines[0], delimiter), 0
-    return [name.strip() for name in names], reader.line_num
+        return [name.strip() for name in _next_row(reader) or []], reader.line_num
+    except csv.Error:
+        # Either a quote is left open, or there is more behind one that was closed, which does no harm.
+        return split_header(lines[0], delimiter), 1 - lines[0].count('"') % 2
 
 
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:

@@ -10,15 +10,20 @@ import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from bioxfer.errors import UsageError
 
 __all__ = [
     "Disk",
     "Memory",
     "Processor",
     "describe_size",
+    "expand_home",
+    "find_obstacle",
     "look_at_disk",
     "look_at_memory",
     "look_at_processor",
@@ -81,11 +86,24 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A folder that is there, or the nearest one above it; its free bytes; whether it can be written to."""
+    """The disk of a folder.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder, or the nearest one above it that is there.
+    free : int
+        Free bytes.
+    writable : bool
+        Whether the folder can be written to, or made.
+    obstacle : Path or None
+        A file that stands where the folder, or one above it, would be.
+    """
 
     folder: Path
     free: int
     writable: bool
+    obstacle: Path | None = None
 
 
 def look_at_processor(*, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> Processor:
@@ -125,10 +143,43 @@ def look_at_memory(*, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/c
 def look_at_disk(folder: Path) -> Disk:
     """Describe the disk of a folder, which need not be there yet; nothing is written."""
     place = folder.absolute()
-    while not place.is_dir() and place != place.parent:
+    while not os.path.isdir(place) and place != place.parent:
         place = place.parent
-    free = shutil.disk_usage(place).free
-    return Disk(folder=place, free=free, writable=os.access(place, os.W_OK | os.X_OK))
+    obstacle = find_obstacle(folder)
+    return Disk(
+        folder=place,
+        free=shutil.disk_usage(place).free,
+        writable=obstacle is None and os.access(place, os.W_OK | os.X_OK),
+        obstacle=obstacle,
+    )
+
+
+def find_obstacle(folder: Path) -> Path | None:
+    """Find what is no folder, or a link to nothing, and stands where a folder or one above it would be."""
+    place = folder.absolute()
+    for each in (place, *place.parents):
+        try:
+            return None if stat.S_ISDIR(os.stat(each).st_mode) else each
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.islink(each):
+                return each
+        except OSError:  # it may not be looked at
+            return None
+    return None
+
+
+def expand_home(path: str) -> Path:
+    """Put the user's folder, or that of another, in the place of a ``~`` at the beginning.
+
+    Raises
+    ------
+    UsageError
+        There is no such folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path!r} begins with a home folder that does not exist; write it out") from error
 
 
 def describe_size(size: int) -> str:

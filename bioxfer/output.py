@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, cast
 
 from bioxfer.errors import MissingExtraError, OutputError, UsageError
+from bioxfer.machine import find_obstacle
 
 __all__ = ["TableFormat", "TableWriter", "check_output", "is_stream", "publish", "table_format"]
 
@@ -90,7 +91,7 @@ def check_output(
     ------
     OutputError
         The target is an input, a folder, or exists against `overwrite`, or its
-        folder is missing or not writable.
+        folder is missing, a file or not writable.
     """
     name = os.fspath(path)
     if name == "-":
@@ -111,6 +112,10 @@ def check_output(
     if target.exists() and not overwrite:
         raise OutputError(f"output {name} exists; choose another name or use --overwrite")
     folder = target.parent
+    if (obstacle := find_obstacle(folder)) is not None:
+        raise OutputError(
+            f"output {name} cannot be written: {obstacle} is a file, not a folder; choose another name"
+        )
     if not folder.is_dir():
         raise OutputError(f"output {name} cannot be written: there is no folder {folder}; create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -394,7 +399,8 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         if target.exists():
-            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+            with contextlib.suppress(PermissionError):  # as on some network file systems
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     with contextlib.suppress(OSError):  # not every file system lets a folder be synced
         _sync(target.parent)

@@ -59,6 +59,7 @@ CHANGEABLE = (
 )
 """Options that may be others when training goes on from a checkpoint; the card tells each stage."""
 
+_SORT = "a pretraining"  # of checkpoint
 MASKED = "mlm"  # what the card's history calls the loss on masked residues
 
 
@@ -442,14 +443,29 @@ def pretrain(
 
     step, spent, tokens = 0, 0.0, 0
     stages = [{"from_step": 0, **asdict(options)}]
+    history: list[dict[str, float]] = []
+    means: dict[str, float] = {}
     if checkpoint is not None and Path(checkpoint).exists():
         place = Path(checkpoint)
         with restoring(place):
-            (step, spent, tokens), stages = _restore(place, trunk, optimizers, sampler, options, data)
+            state = _restore(place, trunk, optimizers, sampler, options, data)
+            step, spent, tokens = state["counts"]
+            stages, history, means = state["stages"], state["history"], state["means"]
         log.info("going on from step %d of %s", step, checkpoint)
-    history: list[dict[str, float]] = []
-    means: dict[str, float] = {}
     last, saved = time.monotonic(), spent
+
+    def keep(path: Path) -> None:
+        state = {
+            "counts": (step, spent, tokens),
+            "cursors": sampler.cursors,
+            "given": sampler.given,
+            "stages": stages,
+            "history": history,
+            "means": means,
+            "data": data,
+        }
+        write_checkpoint(path, state, _state(trunk, optimizers), sort=_SORT)
+
     trunk.train()
     if options.compiled:
         for block in model.blocks:
@@ -483,11 +499,11 @@ def pretrain(
             history.append({"step": step, "minutes": round(spent / 60, 2), **means})
         if checkpoint is not None and spent - saved > 60 * checkpoint_minutes:
             saved = spent
-            _save(Path(checkpoint), trunk, optimizers, sampler, stages, data, (step, spent, tokens))
+            keep(Path(checkpoint))
         if progress is not None:
             progress(step)
     if checkpoint is not None:
-        _save(Path(checkpoint), trunk, optimizers, sampler, stages, data, (step, spent, tokens))
+        keep(Path(checkpoint))
 
     card: dict[str, Any] = {
         "objective": "masked residues" + (" + λ · source tasks" if tables else ""),
@@ -530,25 +546,6 @@ def _state(trunk: _Trunk, optimizers: Sequence[torch.optim.Optimizer]) -> dict[s
     return tensors
 
 
-def _save(
-    path: Path,
-    trunk: _Trunk,
-    optimizers: Sequence[torch.optim.Optimizer],
-    sampler: CropSampler,
-    stages: Sequence[dict[str, Any]],
-    data: dict[str, Any],
-    counts: tuple[int, float, int],
-) -> None:
-    state = {
-        "counts": counts,
-        "cursors": sampler.cursors,
-        "given": sampler.given,
-        "stages": stages,
-        "data": data,
-    }
-    write_checkpoint(path, state, _state(trunk, optimizers), sort="a pretraining")
-
-
 def _restore(
     path: Path,
     trunk: _Trunk,
@@ -556,8 +553,9 @@ def _restore(
     sampler: CropSampler,
     options: PretrainOptions,
     data: dict[str, Any],
-) -> tuple[tuple[int, float, int], list[dict[str, Any]]]:
-    state, tensors = read_checkpoint(path, sort="a pretraining")
+) -> dict[str, Any]:
+    """Go back to what a checkpoint holds, and return what it tells beside."""
+    state, tensors = read_checkpoint(path, sort=_SORT)
     if state.get("data") != data:
         raise UsageError(
             f"{path}: the checkpoint was made with another corpus or other sources, or these have changed "
@@ -579,10 +577,25 @@ def _restore(
                 _, _, place, key = name.split(".")
                 whole["state"].setdefault(int(place), {})[key] = tensor
         optimizer.load_state_dict(whole)
+    _check_told(state)
     sampler.cursors = list(state["cursors"])
     if not {"source_share", "source_weights"} & set(changed):  # else the shares are counted anew
         sampler.given = list(state["given"])
-    step, spent, tokens = state["counts"]
     if changed:
-        stages.append({"from_step": step, **now})
-    return (int(step), float(spent), int(tokens)), stages
+        stages.append({"from_step": state["counts"][0], **now})
+    return state
+
+
+def _check_told(state: dict[str, Any], pools: int) -> None:
+    """Raise where what a checkpoint tells beside its tensors is not what training goes on to count with."""
+    counts, history, means = state["counts"], state["history"], state["means"]
+    if [len(state["cursors"]), len(state["given"]), len(counts)] != [pools, pools, 3]:
+        raise ValueError("it counts other things")
+    if not isinstance(history, list) or not isinstance(means, dict):
+        raise ValueError("it has no history")
+    numbers = [*counts, *state["cursors"], *state["given"]]
+    if not all(isinstance(n, int) for n in numbers if n is not counts[1]) or not 0 <= counts[1] < math.inf:
+        raise ValueError("its counts are no numbers")
+    for number in (*numbers, *means.values(), *(value for told in history for value in told.values())):
+        if not isinstance(number, (int, float)) or abs(number) > 2**63 or (number in numbers and number < 0):
+            raise ValueError(f"{number!r:.40} is not what was counted")

@@ -20,7 +20,7 @@ from bioxfer.heads import HeadKind, NeighbourIndex, confidence, forward
 from bioxfer.solvers import Form, Plain, Setting, Tensors, blend_tensors, build_index
 from bioxfer.tasks import Task
 
-__all__ = ["FAR_SHARE", "Fitted", "HeadChoice", "check_choice", "check_classes", "select"]
+__all__ = ["FAR_SHARE", "LEANING", "Fitted", "HeadChoice", "check_choice", "check_classes", "select"]
 
 HeadChoice: TypeAlias = Literal["auto", "linear", "mlp", "nearest", "blend"]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -33,6 +33,10 @@ FAR_SHARE = 0.05  # of proteins held out by cluster that may be called far
 # Gaussian prior of variance 1/80 has it, until enough proteins say otherwise; both numbers come from draws
 # of 16 from six tables (benchmarks/README.md).
 _USUAL_SHARE, _BELIEF = 0.7, 40.0
+LEANING = (
+    f"blends count {_BELIEF:g} (share of the network - {_USUAL_SHARE:g})^2 more, over all proteins that judge"
+)
+"""What `select` adds to the loss of ``auto`` and ``blend``, for cards."""
 _WORSE = 2  # settings in a row, each worse than the best before, after which a path is left
 
 
@@ -163,7 +167,7 @@ def select(
     task : Multiclass, Multilabel or Regression
         What is predicted.
     head : {"auto", "linear", "mlp", "nearest", "blend"}
-        Form of the head; ``auto`` takes the one with the least loss.
+        Form of the head; ``auto`` takes the one with the least loss, to which `LEANING` is added.
     forms : sequence of Form, optional
         What takes the place of the linear and the mlp form, such as those of `bioxfer.trunks`. Neighbours
         then only vote in blends, which ``auto`` and ``blend`` try.

@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bioxfer.checkpoints import read_checkpoint, write_checkpoint
+from bioxfer.checkpoints import read_checkpoint, restoring, write_checkpoint
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.evaluate import draw_metric, interval, score_gain, score_predictions
-from bioxfer.selection import Fitted, HeadChoice, check_classes, select
+from bioxfer.selection import LEANING, Fitted, HeadChoice, check_classes, select
 from bioxfer.solvers import Form
 from bioxfer.tasks import Task
 from bioxfer.trunks import LAMBDAS, Joint, Labelled, Sequential, Trunk, train_trunk
@@ -342,7 +342,8 @@ def compare(
     return {
         "ways": ways,
         "chosen": min(WAYS, key=lambda way: fits[way].loss),
-        "chosen_by": "least loss on target proteins of the training part that the fit had not seen",
+        "chosen_by": "least loss on target proteins of the training part that the fit had not seen; "
+        + LEANING,
         "verdict": {"word": judge_gain(gain), "way": moved, "gain": gain},
     }
 
@@ -547,4 +548,5 @@ def _read_journal(path: Path, key: str) -> dict[str, npt.NDArray[Any]]:
         raise UsageError(
             f"checkpoint {path} belongs to other data or options; remove it, or name another file"
         )
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    with restoring(path):  # numpy has no bfloat16
+        return {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -664,7 +664,9 @@ def spoil_esm(data: bytes, dice: Random) -> bytes:
     for _ in range(dice.choice((1, 1, 2))):
         name = dice.choice(sorted(map(str, model)))
         weight = model.get(name)
-        if not isinstance(weight, torch.Tensor) or not 0 < weight.numel() < 10**6 or weight.is_meta:
+        if not isinstance(weight, torch.Tensor) or not 0 < weight.numel() < 10**6:
+            continue
+        if weight.is_meta or weight.layout != torch.strided:
             continue
         match dice.randrange(8):
             case 0:
@@ -727,17 +729,32 @@ def _journal_files() -> tuple[bytes, ...]:
 
 
 def check_journal(path: Path) -> None:
-    """What a journal gives back is what was put into it."""
+    """What a journal gives back is what its file holds, and that what was put into it or sealed anew."""
+    from safetensors.torch import load
+
+    from bioxfer.checkpoints import _SUM
     from bioxfer.transfer import Journal
 
     journal = Journal(path, _JOURNAL_KEY)
-    trunk, joint = journal.get("trunk"), journal.get("joint 0.1")
-    assert trunk is not None
-    assert joint is not None
-    assert sorted(trunk) == ["bias", "weight"]
-    np.testing.assert_array_equal(trunk["weight"], np.arange(6, dtype=np.float32).reshape(2, 3))
-    np.testing.assert_array_equal(trunk["bias"], np.ones(2))
-    np.testing.assert_array_equal(joint["scores"], np.linspace(0, 1, 5))
+    data = path.read_bytes()
+    held = load(data)
+    for name in ("trunk", "joint 0.1"):
+        found = {f"{name}:{key}": array for key, array in (journal.get(name) or {}).items()}
+        assert sorted(found) == sorted(key for key in held if key.startswith(f"{name}:"))
+        for key, array in found.items():
+            np.testing.assert_array_equal(array, held[key].numpy(), strict=True)
+    if _SUM.findall(data)[:1] == _SUM.findall(_journal_files()[0]):
+        trunk, joint = journal.get("trunk"), journal.get("joint 0.1")
+        assert trunk is not None
+        assert joint is not None
+        assert sorted(trunk) == ["bias", "weight"]
+        np.testing.assert_array_equal(trunk["weight"], np.arange(6, dtype=np.float32).reshape(2, 3))
+        np.testing.assert_array_equal(trunk["bias"], np.ones(2))
+        np.testing.assert_array_equal(joint["scores"], np.linspace(0, 1, 5))
+    journal.put("more", {"scores": np.arange(3.0)})
+    again = Journal(path, _JOURNAL_KEY).get("more")
+    assert again is not None
+    np.testing.assert_array_equal(again["scores"], np.arange(3.0))
 
 
 @functools.cache
@@ -1224,7 +1241,7 @@ TARGETS = {
     ),
     "esm": Target("esm.pt", lambda: list(_esm_files()), spoil_esm, check_esm),
     "transfer checkpoint": Target(
-        "j.safetensors", lambda: list(_journal_files()), spoil_bytes, check_journal
+        "j.safetensors", lambda: list(_journal_files()), spoil_checkpoint, check_journal
     ),
     "adaptation checkpoint": Target(
         "state.safetensors", lambda: list(_adaptation_files()), spoil_checkpoint, check_adaptation

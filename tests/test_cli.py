@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import bz2
 import csv
+import errno
 import gzip
 import io
+import itertools
 import json
 import logging
 import lzma
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +28,7 @@ import bioxfer
 import bioxfer.__main__
 from bioxfer.backbones.compact import CompactBackbone
 from bioxfer.cli import app
+from bioxfer.cli.terminal import run_app, show_progress
 from bioxfer.prediction import list_heads
 from bioxfer.sequences import ORIGIN_COLUMNS
 
@@ -385,6 +389,56 @@ def test_a_long_table_ranks_the_classes(bench):
         ("b", "", ""),
     ]
     assert float(rows[0]["score"]) + float(rows[1]["score"]) == pytest.approx(1, abs=2e-4)
+
+
+def test_progress_is_shown_as_long_as_there_is_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        gone = False
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            if self.gone:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("bioxfer.cli.terminal.time.monotonic", itertools.count().__next__)
+    with show_progress(quiet=False) as advance:
+        advance(3)
+        terminal.gone = True
+        advance(4)
+    assert terminal.getvalue().startswith("\r3 proteins, ")
+
+
+@pytest.mark.parametrize("variable", ["BIOXFER_CACHE", "TORCH_HOME"])
+def test_the_home_of_nobody_is_one_sentence(bench, monkeypatch, variable):
+    monkeypatch.setenv(variable, "~nosuchuser/x")
+    assert run("--help").code == 0
+    ended = bench.embed(bench.fasta) if variable == "BIOXFER_CACHE" else run("models", "list")
+    assert ended.code == 2
+    assert one_sentence(ended.err).startswith(
+        "bioxfer: '~nosuchuser/x' begins with a home folder that does not exist"
+    )
+
+
+def test_a_signal_that_kept_nothing_from_ending_well_changes_nothing(monkeypatch):
+    class Deaf:
+        def __del__(self):  # what is raised here is swallowed
+            signal.raise_signal(signal.SIGTERM)
+
+    app = typer.Typer()
+
+    @app.callback(invoke_without_command=True)
+    def command() -> None:
+        Deaf()
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    with pytest.raises(SystemExit) as end:
+        run_app(app, [])
+    assert end.value.code == 0
 
 
 def test_messages_go_to_stderr_as_much_as_wanted(bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -359,6 +360,35 @@ def test_a_full_disk_is_told(monkeypatch, tmp_path, free, verdict):
     assert ("set TORCH_HOME" in page["disk weights"].remedy) is (verdict != "ok")
 
 
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_a_file_in_the_way_of_a_folder_is_a_problem(monkeypatch, tmp_path, kind):
+    wall = tmp_path / "wall"
+    if kind == "file":
+        wall.touch()
+    else:
+        wall.symlink_to(tmp_path / "gone")
+    for variable in ("BIOXFER_CACHE", "TORCH_HOME", "TMPDIR"):
+        monkeypatch.setenv(variable, str(wall / "deeper"))
+    page = found(soundness.see_disks) | found(soundness.see_cache, quick=True)
+    assert len(page) == 4
+    for name, told in page.items():
+        assert (told.verdict, told.values["writable"]) == ("problem", False)
+        assert f"{wall} is no folder" in told.fact
+        variable = {"disk weights": "TORCH_HOME", "disk temporary files": "TMPDIR"}.get(name, "BIOXFER_CACHE")
+        assert f"set {variable} to " in told.remedy
+    assert run("doctor", "--quick").code == 3
+
+
+def test_an_absent_folder_of_temporary_files_is_a_problem_and_no_other(monkeypatch, tmp_path):
+    for variable in ("BIOXFER_CACHE", "TORCH_HOME", "TMPDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "none"))
+    page = found(soundness.see_disks)
+    assert [told.verdict for told in page.values()] == ["ok", "ok", "problem"]
+    told = page["disk temporary files"]
+    assert told.fact.endswith(f"{tmp_path / 'none'}, which is not there")
+    assert told.remedy == "make it, or set TMPDIR to another folder"
+
+
 # Weights and heads
 
 
@@ -484,6 +514,68 @@ def test_downloaded_weights_are_held_against_their_record(hub):
     assert "without its weights" in look()[check].fact
 
 
+@pytest.fixture
+def closed(monkeypatch, tmp_path) -> Path:
+    """A folder that may not be entered; as root may enter any, the system's answers are given here."""
+    folder = tmp_path.resolve() / "closed"
+    folder.mkdir()
+    stat, access = os.stat, os.access
+
+    def within(path) -> bool:
+        real = Path(os.path.realpath(path)) if isinstance(path, str | os.PathLike) else Path()
+        return folder in real.parents
+
+    def refuse(path, *words, **options):
+        if options.get("follow_symlinks", True) and within(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *words, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not within(path) and Path(path) != folder and access(path, mode)
+    )
+    return folder
+
+
+def test_folders_that_may_not_be_entered_are_told_with_a_remedy(monkeypatch, closed):
+    for variable in ("BIOXFER_CACHE", "TORCH_HOME", "TMPDIR"):
+        monkeypatch.setenv(variable, str(closed / "mine"))
+    page = {finding.check: finding for finding in examine(quick=True)}
+    assert not [finding for finding in page.values() if "could not be examined" in finding.fact]
+    for name, verdict, variable in (
+        ("backbones", "problem", "TORCH_HOME"),
+        ("cache", "problem", "BIOXFER_CACHE"),
+        ("disk cache", "note", "BIOXFER_CACHE"),
+        ("disk weights", "note", "TORCH_HOME"),
+        ("disk temporary files", "problem", "TMPDIR"),
+    ):
+        told = page[name]
+        assert (told.verdict, "is not accessible to you" in told.fact) == (verdict, True), told
+        assert f"set {variable} to " in told.remedy
+
+
+def test_weights_behind_a_closed_door_do_not_hide_the_others(hub, closed):
+    (hub / f"{NAME}.pt").symlink_to(closed / "x.pt")
+    other = hub / "esm2_t12_35M_UR50D.pt"
+    other.write_bytes(esm2_file())
+    page = found(soundness.see_downloaded, quick=True)
+    assert {name: told.verdict for name, told in page.items()} == {
+        f"backbone {NAME}": "problem",
+        f"backbone {other.stem}": "ok",
+    }
+    assert page[f"backbone {NAME}"].fact.endswith("is not accessible to you")
+
+
+def test_unreadable_weights_of_the_package_are_a_problem(monkeypatch, damaged):
+    def fail(path):
+        raise WeightsError(f"{path}: weights cannot be read (Permission denied); check the path")
+
+    monkeypatch.setattr("bioxfer.backbones.weights.sha256_of", fail)
+    assert found(soundness.see_embedded)["backbone compact"].remedy == "install bioxfer again"
+    page = found(soundness.see_heads)
+    assert [told.verdict for told in page.values()] == ["problem"] * 10
+
+
 # The cache
 
 
@@ -573,9 +665,34 @@ def test_a_large_cache_is_read_for_a_limited_time(tmp_path):
         cache.put_many({n.to_bytes(32, "big"): np.zeros(256, dtype=np.float32) for n in range(20_000)})
     state = inspect_cache(path, seconds=0.0)
     assert (state.whole, state.complaint, state.damaged) == (False, "", 0)
-    assert cache_module._SAMPLE <= state.sampled <= cache_module._SAMPLE + 1
+    assert 0.9 * cache_module._SAMPLE <= state.sampled <= cache_module._SAMPLE
     state = inspect_cache(path, seconds=60.0)
     assert (state.whole, state.values) == (True, 20_000)
+
+
+def test_a_cache_that_a_run_is_writing_to_is_not_called_damaged(monkeypatch):
+    fill(default_cache_path())
+
+    def locked(*place, **options):
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(cache_module.sqlite3, "connect", locked)
+    (told,) = soundness.see_cache(quick=True)
+    assert (told.verdict, told.remedy) == ("note", "")
+    assert told.fact.endswith("(database is locked): another process is writing to it")
+
+
+def test_a_cache_that_may_not_be_read_is_not_to_be_deleted(monkeypatch):
+    fill(default_cache_path())
+
+    def closed(*place, **options):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(cache_module.sqlite3, "connect", closed)
+    (told,) = soundness.see_cache(quick=True)
+    assert told.verdict == "problem"
+    assert "could not be looked at" in told.fact
+    assert told.remedy.startswith("set BIOXFER_CACHE")
 
 
 def test_offline_is_told(monkeypatch):

@@ -6,6 +6,7 @@ import errno
 import gzip
 import hashlib
 import io
+import json
 import os
 import random
 import re
@@ -42,6 +43,7 @@ class Publisher:
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.etag = ""
+        self.conditional = True  # heeds If-Range
         self.faults: list[str] = []
         self.requests: list[tuple[str, str | None]] = []
         self.conditions: list[str | None] = []
@@ -102,10 +104,12 @@ class Publisher:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
-        ranged = requested and fault != "no ranges" and condition in (None, self.etag)
+        heeded = condition in (None, self.etag) or not self.conditional
+        ranged = requested and fault not in ("no ranges", "far too large") and heeded
         start = start if ranged else 0
         if fault in ("other range", "unasked range"):
             ranged, start = True, start // 2 or 7
+        ranged = ranged or fault == "whole range"
         handler.send_response(206 if ranged else 200)
         if ranged:
             handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
@@ -135,7 +139,7 @@ class Publisher:
             handler.wfile.flush()
             self.freed.wait(20)
         else:
-            handler.wfile.write(part[: len(part) // 3] if fault == "cut" else part)
+            handler.wfile.write(part[: len(part) // 3] if fault in ("cut", "whole range") else part)
 
     def close(self) -> None:
         self.freed.set()
@@ -314,9 +318,26 @@ def test_full_disk_is_one_clear_error_and_leaves_nothing(hub, publisher, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OutputError, match=r"No space left on device"):
+    with pytest.raises(OutputError, match=r"\(No space left on device\); free some space$"):
         download_backbone(NAME, base_url=publisher.url)
     assert _files(hub) == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG])
+def test_what_free_space_does_not_mend_is_told_otherwise(hub, publisher, monkeypatch, number):
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    told = rf"\({os.strerror(number)}\); name another folder \(--into, TORCH_HOME\)$"
+    with pytest.raises(OutputError, match=told):
+        download_backbone(NAME, base_url=publisher.url)
+
+
+def test_a_folder_of_the_same_name_is_to_be_moved(hub, publisher):
+    (hub / WHOLE[0] / "x").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"a directory\); move that folder away$"):
+        download_backbone(NAME, base_url=publisher.url)
 
 
 def test_folder_that_cannot_be_made_is_refused_before_the_first_request(tmp_path, hub, publisher):
@@ -413,8 +434,27 @@ def test_a_disk_that_fills_midway_keeps_the_old_file_and_no_part(tmp_path, publi
     )
     ended = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
     assert ended.returncode == 3
-    assert re.search(r"cannot be written \(File too large\); free some space$", ended.stderr)
+    assert re.search(r"cannot be written \(File too large\); name another folder .*$", ended.stderr)
     assert _files(folder) == []
+
+
+def test_a_mirror_that_announces_more_than_the_disk_holds_is_left_for_the_next(
+    hub, publisher, other, content, monkeypatch, caplog
+):
+    monkeypatch.setattr(downloads, "LARGEST", 10**16)
+    other.faults, publisher.faults = ["cut"], ["far too large"]
+    places = [other.url, publisher.url]
+    assert download_backbone(NAME, base_url=places).read_bytes() == content
+    assert re.search(r"\d+ bytes are to come and \d+ are free; trying the next place", caplog.text)
+    assert other.requests[-1][1] == f"bytes={len(content) // 3}-"  # what had come was kept
+    assert _files(hub) == WHOLE
+    (hub / WHOLE[0]).unlink()
+    publisher.faults, other.faults = ["far too large"], ["far too large"]
+    with pytest.raises(OutputError, match=r"bytes are to come and \d+ are free; free some space or name"):
+        download_backbone(NAME, base_url=places)
+    publisher.faults, other.faults = ["far too large"], ["404"]
+    with pytest.raises(WeightsError, match=r"from any of 2 places .*answered 404.*are free"):
+        download_backbone(NAME, base_url=places)
 
 
 # Mirrors
@@ -516,6 +556,35 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(monkeypatch):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["https://a.org/x?key=hunter2", "https://a.org/x#hunter2"])
+def test_a_query_in_an_address_is_refused_and_not_repeated(hub, place):
+    with pytest.raises(
+        UsageError, match=r"on a\.org is given with a query or fragment \(\? or #\), .*use an address without"
+    ) as caught:
+        download_backbone(NAME, base_url=place)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "https://a.org:80000/x",
+        "https://a.org:x/y",
+        "https://a.org:0/",
+        "https://a.org/my models",
+        "https://a.org/x\n",
+        " https://a.org/x",
+        "https://[a.org/x?key=hunter2",
+        "ftp://me:hunter2@a.org/x",
+        "https://me:hunter2/x@a.org",
+    ],
+)
+def test_an_address_that_cannot_work_is_refused_at_once(hub, no_sockets, place):
+    with pytest.raises(UsageError, match=r"^[^\n]* (is no web address to fetch from|a user name)") as caught:
+        download_backbone(NAME, base_url=place)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_folder_is_a_mirror_too_and_works_offline(hub, tmp_path, content, monkeypatch, no_sockets):
     folder = tmp_path / "mirror"
     folder.mkdir()
@@ -566,6 +635,59 @@ def test_a_file_that_changed_between_two_runs_is_fetched_from_its_start(hub, pub
     assert download_backbone(NAME, base_url=publisher.url).read_bytes() == content
     assert publisher.conditions[-1] == '"old"'
     assert len(publisher.requests) == 4  # the condition failed, and so all of it came at once
+
+
+OLD, NEW = (b"\x80\x02" + random.Random(seed).randbytes(100_000) for seed in (1, 2))  # without checksums
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_server_that_ignores_the_condition_does_not_have_two_versions_joined(hub, publisher, changed):
+    publisher.conditional = False
+    publisher.etag, publisher.content, publisher.faults = '"old"', OLD, ["cut"] * 3
+    with pytest.raises(WeightsError, match="bytes arrived"):
+        download_backbone(NAME, base_url=publisher.url)
+    if changed:
+        publisher.etag, publisher.content = '"new"', NEW
+    assert download_backbone(NAME, base_url=publisher.url).read_bytes() == publisher.content
+    assert publisher.conditions[3] == '"old"'
+    assert len(publisher.requests) == 4 + changed  # the rest came, and was thrown away with the first part
+
+
+def test_a_whole_part_of_unknown_versions_is_not_believed(hub, publisher):
+    publisher.content = NEW
+    (hub / PART).write_bytes(OLD[:50_000] + NEW[50_000:])
+    (hub / PART).chmod(0o600)
+    assert download_backbone(NAME, base_url=publisher.url).read_bytes() == NEW
+    assert [requested for _, requested in publisher.requests] == [f"bytes={len(NEW)}-", None]
+
+
+def test_notes_of_a_part_that_is_gone_do_no_harm(hub, publisher):
+    """The server answers with a range although all was asked for; its mark is not the noted one."""
+    place = f"{publisher.url}/{NAME}.pt"
+    (hub / f"{PART}.json").write_text(json.dumps({"place": place, "etag": '"old"'}))
+    publisher.etag, publisher.content, publisher.faults = '"new"', NEW, ["whole range", "cut", "cut"]
+    with pytest.raises(WeightsError, match="bytes arrived"):
+        download_backbone(NAME, base_url=publisher.url)
+    assert publisher.conditions == [None, '"new"', '"new"']
+
+
+@pytest.mark.parametrize("what", ["link", "folder", "pipe"])
+def test_what_stands_in_the_place_of_the_notes_is_left_alone(hub, tmp_path, publisher, content, what):
+    notes, victim = hub / f"{PART}.json", tmp_path / "victim"
+    victim.write_text("precious")
+    if what == "link":
+        notes.symlink_to(victim)
+    elif what == "folder":
+        notes.mkdir()
+    else:
+        os.mkfifo(notes)
+    publisher.etag, publisher.faults = '"v1"', ["cut"] * 3
+    with pytest.raises(WeightsError, match="bytes arrived"):
+        download_backbone(NAME, base_url=publisher.url)
+    assert (hub / PART).exists()
+    assert download_backbone(NAME, base_url=publisher.url).read_bytes() == content
+    assert publisher.requests[3][1].startswith("bytes=")
+    assert (victim.read_text(), _files(hub)) == ("precious", [notes.name, *WHOLE])
 
 
 def test_a_part_that_is_whole_already_is_only_checked(hub, publisher, content):
@@ -630,7 +752,7 @@ def test_a_file_that_another_download_has_just_published_is_not_written_to(hub, 
 
 
 def test_many_downloads_at_once_all_end_right(hub, publisher, content):
-    publisher.faults = ["cut", "flip", "cut"]
+    publisher.faults = ["cut", "flip"]  # fewer than attempts: one download may meet them all
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: download_backbone(NAME, base_url=publisher.url), range(16)))
     assert all(path.read_bytes() == content for path in found)

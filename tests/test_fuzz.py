@@ -28,7 +28,8 @@ def test_whatever_a_file_holds_it_is_read_right_or_refused_in_one_sentence(name,
     count = int(os.environ.get("BIOXFER_FUZZ", EXAMPLES.get(name, FEW)))
     seen = set()
     with fuzzing.memory_limit():
-        for number, data in enumerate(fuzzing.examples(target, count, seed=int.from_bytes(name.encode()))):
+        seed = int.from_bytes(name.encode(), "big")
+        for number, data in enumerate(fuzzing.examples(target, count, seed=seed)):
             try:
                 seen.add(examine(target, data, tmp_path))
             except (Exception, fuzzing.HangError) as error:

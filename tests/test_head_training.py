@@ -12,6 +12,7 @@ import torch
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.head_training import fit_head, train_head
 from bioxfer.heads import TrainedHead, confidence
+from bioxfer.selection import LEANING
 from bioxfer.tasks import Regression
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -275,6 +276,32 @@ def test_selection_rows_choose_and_are_not_learnt_from(data):
     assert set(head.index.ids) == {i for i, s in zip(data.ids, splits, strict=True) if s == "train"}
     again = data.train(splits=["train" if s == "dev" else s for s in splits], refit=False)
     assert len(again.index.ids) > len(head.index.ids)
+
+
+def test_few_proteins_lean_to_a_blend_and_many_do_not():
+    """Whether neighbours alone are the best is not for twelve proteins to say."""
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(40, 6)) * 9
+
+    def fit(relatives):
+        x = (np.repeat(centre, relatives, axis=0) + rng.normal(size=(40 * relatives, 6))).astype(np.float32)
+        labels = [f"{value}" for value in np.repeat(rng.permutation(40), relatives)]
+        groups = np.arange(len(x))  # relatives are told apart, so that neighbours know all
+        some = rng.permutation(len(x))[: 80 if relatives == 2 else None]
+        return fit_head(x[some], [labels[i] for i in some], groups=groups[some], head="auto", folds=3)
+
+    few, many = fit(2), fit(60)
+    losses = {each["kind"]: each["loss"] for each in few.candidates}
+    assert few.kind == "blend"
+    assert many.kind in ("nearest", "blend")
+    assert many.kind == "nearest" or many.setting["share"] < few.setting["share"]
+    assert min(losses, key=losses.get) in ("nearest", "blend")
+
+
+def test_the_card_says_how_auto_leans(data):
+    card = data.train(head="auto").card
+    assert card["head"]["chosen_by"].endswith(f"of the training part; {LEANING}")
+    assert "40 (share of the network - 0.7)^2" in LEANING
 
 
 def test_the_card_says_that_selection_rows_chose(data):

@@ -386,8 +386,17 @@ def test_table_may_lack_labels_order_its_columns_and_use_semicolons(make):
 
 
 @pytest.mark.parametrize(
+    "header", [b'id,sequence,"q" u', b'"id" ,"sequence" ,x', b"id,sequence," + b"x" * 200_000], ids=str
+)
+def test_a_header_may_be_odd_where_it_can_be_read(make, header):
+    (record,) = read_sequences(make(header + b"\na,MKV,c\n", "in.csv"))
+    assert (record.id, record.sequence, record.line) == ("a", "MKV", 2)
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
+        (b'id,sequence,"x\na,MKV,c\n', "line 1: a header without an end; is a quote left open"),
         (b"name,sequence\na,MKV\n", r"line 1: no column 'id' \(columns found: name, sequence\)"),
         (b"id,seq\na,MKV\n", r"line 1: no column 'sequence' \(columns found: id, seq\)"),
         (b"id,sequence,label,label\na,M,x,y\n", "line 1: more than one column 'label'"),

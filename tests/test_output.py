@@ -437,6 +437,12 @@ def test_f42_output_that_is_an_input_is_refused(tmp_path):
 def test_f42_missing_folder_and_folder_as_target_are_refused(tmp_path):
     with pytest.raises(OutputError, match=r"there is no folder .*none; create it first"):
         check_output(tmp_path / "none" / "out.csv")
+    (tmp_path / "wall").touch()
+    for name in ("out.csv", "sub/out.csv"):
+        with pytest.raises(
+            OutputError, match=r"out\.csv cannot be written: .*/wall is a file, not a folder; ch"
+        ):
+            check_output(tmp_path / "wall" / name)
     with pytest.raises(OutputError, match="is a folder; name a file in it"):
         check_output(tmp_path)
 
@@ -468,3 +474,16 @@ def test_boundless_numbers_are_no_formulas(tmp_path, caplog):
     with TableWriter(tmp_path / "t.csv", ["low", "high"]) as table:
         table.write([("-inf", "inf"), ("+inf", "-1.5")])
     assert not caplog.records
+
+
+def test_a_file_system_without_permissions_takes_the_output(tmp_path, monkeypatch):
+    target = tmp_path / "o.csv"
+    target.write_text("old")
+
+    def refuse(path, mode):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    with TableWriter(target, ["a"]) as table:
+        table.write([["1"]])
+    assert target.read_text() == "a\n1\n"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bioxfer.backbones.compact import BOS, EOS, MASK, CompactConfig, CompactModel, load_compact, tokenize
+from bioxfer.checkpoints import read_checkpoint, write_checkpoint
 from bioxfer.cli.training import pretrain_command
 from bioxfer.corpus import (
     IGNORED,
@@ -231,7 +232,7 @@ def test_training_learns_both_objectives_and_writes_usable_weights(tmp_path, cor
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, corpus):
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    pretrain([corpus], whole, options=PretrainOptions(**SMALL, steps=8))
+    card = pretrain([corpus], whole, options=PretrainOptions(**SMALL, steps=8), report_every=2)
     # The schedule is that of all eight steps only when it is told so: a first run that is cut off.
     checkpoint = tmp_path / "state.ckpt"
 
@@ -245,11 +246,41 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, c
     with pytest.raises(CutOff):
         pretrain(
             [corpus], parts, options=PretrainOptions(**SMALL, steps=8), checkpoint=checkpoint,
-            checkpoint_minutes=0.0, progress=cut,
+            checkpoint_minutes=0.0, progress=cut, report_every=2,
         )  # fmt: skip
     assert not parts.exists()
-    pretrain([corpus], parts, options=PretrainOptions(**SMALL, steps=8), checkpoint=checkpoint)
+    again = pretrain(
+        [corpus], parts, options=PretrainOptions(**SMALL, steps=8), checkpoint=checkpoint, report_every=2
+    )
     assert load_compact(whole).fingerprint == load_compact(parts).fingerprint
+    history = [{**each, "minutes": 0} for each in card["history"]]  # time is what it is
+    assert [{**each, "minutes": 0} for each in again["history"]] == history
+    assert [each["step"] for each in history] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counts": ["1", 0.5, 60]},
+        {"counts": [1, 0.5]},
+        {"counts": [10**400, 0.5, 60]},
+        {"counts": [-1, 0.5, 60]},
+        {"counts": [1, float("inf"), 60]},
+        {"history": None},
+        {"history": [7]},
+        {"history": [{"mlm": "low"}]},
+        {"means": {"mlm": None}},
+        {"means": []},
+    ],
+)
+def test_a_checkpoint_that_tells_no_numbers_is_refused(tmp_path, corpus, changes):
+    checkpoint, out = tmp_path / "state.ckpt", tmp_path / "a.safetensors"
+    options = PretrainOptions(**SMALL, steps=1)
+    pretrain([corpus], out, options=options, checkpoint=checkpoint)
+    state, tensors = read_checkpoint(checkpoint, sort="a pretraining")
+    write_checkpoint(checkpoint, {**state, **changes}, tensors, sort="a pretraining")
+    with pytest.raises(WeightsError, match=r"state\.ckpt: what the checkpoint holds does not fit together"):
+        pretrain([corpus], out, options=options, checkpoint=checkpoint)
 
 
 def test_a_checkpoint_of_other_options_is_refused(tmp_path, corpus):

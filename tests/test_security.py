@@ -34,6 +34,7 @@ from bioxfer.cli import app
 # What the process of the commands does: see all that anyone opens, run each command, tell how it ended.
 WATCHER = """
 import json, os, sys
+sys.dont_write_bytecode = True  # the interpreter's own files are not what is watched
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
 PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.")
 WATCHED = ("socket.", "pickle.", "os.mkdir", "os.chmod", *PROGRAMS)
@@ -395,11 +396,26 @@ def test_what_torch_compiles_is_not_kept_where_others_may_put_it_first(tmp_path,
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/my/own")
     shelter_compiler()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/my/own"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    (tmp_path / "cache" / "compiled").mkdir(parents=True)
-    monkeypatch.setattr(os, "geteuid", lambda: 4321)  # someone else made it
+
+
+@pytest.mark.parametrize("whose", ["another's", "everybody's", "nobody's home"])
+def test_where_the_cache_folder_is_not_the_users_alone_what_torch_compiles_is_kept_for_the_process(
+    tmp_path, monkeypatch, whose
+):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("BIOXFER_CACHE", str(cache) if whose != "nobody's home" else "~nosuchuser/x")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if whose == "another's":
+        monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    else:
+        cache.chmod(0o777)
     shelter_compiler()
-    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.parent == tmp_path
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")  # as it was before
 
 
 @pytest.mark.parametrize("how", ["split", "train"])

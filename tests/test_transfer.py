@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bioxfer.checkpoints import write_checkpoint
 from bioxfer.errors import LabelError, UsageError, WeightsError
 from bioxfer.heads import run_mlp
 from bioxfer.selection import select
@@ -296,4 +297,11 @@ def test_a_checkpoint_of_other_data_or_a_damaged_one_is_refused(tmp_path):
         Journal(path, "two")
     path.write_bytes(b"nothing")
     with pytest.raises(WeightsError, match=r"state\.safetensors: not a checkpoint of a transfer"):
+        Journal(path, "one")
+
+
+def test_a_checkpoint_of_numbers_that_numpy_does_not_have_is_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    write_checkpoint(path, {"key": "one"}, {"part:a": torch.zeros(1).bfloat16()}, sort="a transfer")
+    with pytest.raises(WeightsError, match=r"state\.safetensors: what the checkpoint holds does not fit"):
         Journal(path, "one")

@@ -314,7 +314,7 @@ def download_backbone(
     if name not in _ESM:
         raise _unknown(name)
     target = Path(into if into is not None else hub_folder()) / f"{name}.pt"
-    if target.is_file():
+    if os.path.isfile(target):
         try:
             return check_weights(target, sha256=sha256).path
         except WeightsError as damage:
@@ -511,7 +511,7 @@ def _list_esm() -> list[BackboneInfo]:
     infos = []
     for name, (family, layers, dim, parameters) in _ESM.items():
         path = folder / f"{name}.pt"
-        size = path.stat().st_size if path.is_file() else None
+        size = path.stat().st_size if os.path.isfile(path) else None  # or closed to this user
         infos.append(
             BackboneInfo(
                 name=name,

@@ -11,6 +11,7 @@ checksums of the archive it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import logging
@@ -40,8 +41,9 @@ from bioxfer.backbones.weights import (
     write_record,
 )
 from bioxfer.errors import OfflineError, OutputError, UsageError, WeightsError
+from bioxfer.machine import expand_home
 
-__all__ = ["fetch_weights", "mirrors", "part_of"]
+__all__ = ["fetch_weights", "mirrors", "part_of", "without_secrets"]
 
 ATTEMPTS = 3  # rounds over all places
 PAUSE = 1.0  # seconds before the second round, twice as many before the third
@@ -49,6 +51,11 @@ TIMEOUT = 60.0  # seconds of silence on the connection
 SLOWEST = 1024  # bytes a second, over a minute; 30 MB, the smallest model, would take eight hours
 LARGEST = 64 << 30  # bytes; fair-esm's largest, of 15 billion float32 numbers, is smaller
 _TEMPORARY = (408, 425, 429)  # answers below 500 that another time may mend
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EISDIR: "move that folder away",
+}
 
 Progress = Callable[[int, int | None], None]
 
@@ -71,13 +78,19 @@ def mirrors(given: Sequence[str] = ()) -> list[str]:
     Raises
     ------
     UsageError
-        If one is neither an http or https address nor a path.
+        If one is neither a plain http or https address nor a path.
     """
     listed = [part.strip() for part in os.environ.get("BIOXFER_MIRRORS", "").split(",")]
     found = list(given) or [*filter(None, listed), PUBLISHER]
     for place in found:
         _check_place(place)
     return list(dict.fromkeys(found))
+
+
+def without_secrets(place: str) -> str:
+    """Leave out of an address what may be a password or a key."""
+    plain = re.sub(r"[?#].*", "?...", place, flags=re.DOTALL)
+    return re.sub(r"://.*@", "://...@", plain, flags=re.DOTALL)
 
 
 def part_of(target: Path) -> Path:
@@ -116,7 +129,7 @@ def fetch_weights(
     Raises
     ------
     UsageError
-        If a place is neither an http or https address nor a path.
+        If a place is neither a plain http or https address nor a path.
     OfflineError
         If the network is forbidden and no place is a path.
     WeightsError
@@ -140,7 +153,8 @@ def fetch_weights(
             found = _fetch_checked(wanted, part, expected=expected, progress=progress)
             part.publish(target)
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror}); free some space") from error
+        remedy = _REMEDIES.get(error.errno or 0, "name another folder (--into, TORCH_HOME)")
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); {remedy}") from error
     write_record(record_of(target), found, target.name)
     return WeightsCheck(path=target, sha256=found, known=expected is not None)
 
@@ -153,6 +167,10 @@ class _RefusedError(Exception):
     """The place will not give the file, however often it is asked."""
 
 
+class _NoRoomError(_RefusedError):
+    """What the place announces is more than the disk has room for."""
+
+
 class _Part:
     """What has arrived, and what the server called that version.
 
@@ -163,7 +181,7 @@ class _Part:
     path : Path
         Its name.
     notes : Path or None
-        Where the version is noted for the next run; None keeps nothing for it.
+        Where the version is noted for the next run; None notes nothing.
     """
 
     def __init__(self, file: BinaryIO, path: Path, notes: Path | None) -> None:
@@ -185,14 +203,24 @@ class _Part:
         self.patched = True
         self._note("", "")
 
+    def is_version(self, place: str, etag: str) -> bool:
+        """Tell whether what has arrived is, byte for byte, of the version that an answer is marked with."""
+        return bool(etag) and (self.place, self.etag) == (place, etag)
+
     def _note(self, place: str, etag: str) -> None:
         self.place, self.etag = place, etag
-        if self.notes is not None:
-            text = json.dumps({"place": place, "etag": etag})
-            # Not through a link that someone put there.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        if self.notes is None:
+            return
+        text = json.dumps({"place": place, "etag": etag})
+        # Not through a link that someone put there.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        try:
             with os.fdopen(os.open(self.notes, flags, 0o600), "w", encoding="utf-8") as file:
                 file.write(text)
+        except OSError:  # old notes would be wrong ones
+            with contextlib.suppress(OSError):
+                self.notes.unlink(missing_ok=True)
+            self.notes = None
 
     def publish(self, target: Path) -> None:
         """Give the file its name."""
@@ -200,7 +228,8 @@ class _Part:
         # It was made for the owner alone; a cache folder may be shared.
         self.path.chmod(0o644)
         if self.notes is not None:
-            self.notes.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.notes.unlink(missing_ok=True)
         self.path.replace(target)
         self.published = True
 
@@ -219,10 +248,12 @@ def _open_part(target: Path) -> Iterator[_Part]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path)
-        notes: Path | None = path.with_name(f"{path.name}.json")
+        kept = file is not None
+        beside = path.with_name(f"{path.name}.json")
+        notes = beside if kept and _is_ours(beside) else None
         if file is None:
             handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-            file, path, notes = os.fdopen(handle, "w+b"), Path(name), None
+            file, path = os.fdopen(handle, "w+b"), Path(name)
     except OSError as error:
         raise OutputError(
             f"{target.parent}: weights cannot be stored there ({error.strerror}); set TORCH_HOME"
@@ -236,7 +267,7 @@ def _open_part(target: Path) -> Iterator[_Part]:
                 part.remove()
                 raise
             finally:
-                if notes is None or os.fstat(file.fileno()).st_size == 0:
+                if not kept or os.fstat(file.fileno()).st_size == 0:
                     part.remove()
     finally:
         file.close()
@@ -271,10 +302,19 @@ def _open_locked(path: Path) -> BinaryIO | None:
         if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino):
             file.close()
             continue
-        if not stat.S_ISREG(mine.st_mode) or mine.st_uid != os.geteuid() or mine.st_nlink != 1:
+        if not _is_ours(path):
             file.close()
             return None
         return file
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file that is there is a plain one of this user's, under this name alone."""
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(there.st_mode) and there.st_uid == os.geteuid() and there.st_nlink == 1
 
 
 def _read_notes(notes: Path) -> tuple[str, str]:
@@ -293,6 +333,7 @@ def _fetch_checked(
 ) -> str:
     """Fill the part with what lies at one of the places and return its sha256."""
     left, complaints = list(places), dict.fromkeys(places, "")
+    too_large: set[str] = set()
     for attempt in range(1, ATTEMPTS + 1):
         if attempt > 1 and left:
             time.sleep(PAUSE * (attempt - 1))
@@ -302,6 +343,8 @@ def _fetch_checked(
             except _RefusedError as refusal:
                 complaints[place] = str(refusal)
                 left.remove(place)
+                if isinstance(refusal, _NoRoomError):
+                    too_large.add(place)
             except _BrokenTransferError as error:
                 complaints[place] = str(error)
             else:
@@ -313,6 +356,11 @@ def _fetch_checked(
                 complaints[place] = damage
                 part.begin("", "")
             _tell(place, complaints[place], left=left, attempt=attempt)
+    if len(too_large) == len(complaints):
+        raise OutputError(
+            f"{part.path.parent}: {complaints[places[0]]}; free some space or name another folder "
+            "(--into, TORCH_HOME)"
+        )
     if len(places) == 1 and not left:
         raise WeightsError(f"{places[0]}: {complaints[places[0]]}; check the name and the address")
     what = (
@@ -338,7 +386,7 @@ def _transfer(place: str, part: _Part, *, progress: Progress | None) -> None:
         _download(place, part, progress=progress)
         return
     try:
-        source = Path(place).expanduser().open("rb")
+        source = expand_home(place).open("rb")
         total = os.fstat(source.fileno()).st_size
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -361,7 +409,10 @@ def _download(url: str, part: _Part, *, progress: Progress | None) -> None:
         error.close()
         told = f"the server answered {error.code} {error.reason}"
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
-            return  # nothing is missing: an earlier run was stopped right before its end
+            # Nothing is missing: an earlier run was stopped right before its end.
+            if not part.is_version(url, error.headers.get("ETag", "")):
+                part.patch()
+            return
         if 300 <= error.code < 500 and error.code not in (*_TEMPORARY, 416):
             raise _RefusedError(told) from error
         if error.code == 416:  # the range lies beyond the file's end: this is another file
@@ -382,11 +433,12 @@ def _download(url: str, part: _Part, *, progress: Progress | None) -> None:
             part.begin("", "")
             raise _BrokenTransferError(f"the server sent bytes from {first} on instead of from {have} on")
         etag = response.headers.get("ETag", "")
-        if response.status != 206:
+        kept = have if response.status == 206 else 0
+        _check_room(part, total, kept=kept)
+        if not kept:
             part.begin(url, etag if etag.startswith('"') else "")  # weak ones do not tell bytes apart
-        elif "If-Range" not in headers and have:
+        elif not part.is_version(url, etag):  # not every server heeds If-Range
             part.patch()
-        _check_room(part, total)
         _append(response.read1, part.file, total=total, progress=progress)
 
 
@@ -405,17 +457,16 @@ def _read_extent(response: http.client.HTTPResponse) -> tuple[int | None, int | 
     return int(stated[1]), total
 
 
-def _check_room(part: _Part, total: int | None) -> None:
+def _check_room(part: _Part, total: int | None, *, kept: int) -> None:
     """Refuse a file that is too large for a model, or for the disk, before it is fetched."""
-    have = part.file.seek(0, os.SEEK_END)
-    if total is not None and total > LARGEST:
+    if total is None:
+        return
+    if total > LARGEST:
         raise _RefusedError(f"the server announced {total} bytes, more than any model has")
-    free = shutil.disk_usage(part.path.parent).free
-    if total is not None and total - have > free:
-        raise OutputError(
-            f"{part.path.parent}: {total - have} bytes are to come and {free} are free; free some space or "
-            "name another folder (--into, TORCH_HOME)"
-        )
+    replaced = part.file.seek(0, os.SEEK_END) - kept
+    free = shutil.disk_usage(part.path.parent).free + replaced
+    if total - kept > free:
+        raise _NoRoomError(f"{total - kept} bytes are to come and {free} are free")
 
 
 def _append(
@@ -459,18 +510,21 @@ def _check_place(place: str) -> None:
         return
     try:
         address = urllib.parse.urlsplit(place)
-        sound = address.scheme in ("http", "https") and bool(address.hostname)
+        sound = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
     except ValueError:
         address, sound = None, False
-    if address is not None and address.username is not None:
+    if address is None or not sound or re.search(r"[\s\x00-\x20\x7f]", place):
         raise UsageError(
-            f"a mirror on {address.hostname} is given with a user name, which messages would show; "
-            "use an address without one, or a folder of this machine"
+            f"{without_secrets(place)!r} is no web address to fetch from; give one that starts with https:// "
+            "or http://, its blanks written as %20, or the plain path of a folder"
         )
-    if not sound:
+    extra = "a query or fragment (? or #)" if re.search("[?#]", place) else ""
+    if address.username is not None:
+        extra = "a user name"
+    if extra:
         raise UsageError(
-            f"{place!r} is no web address to fetch from; give one that starts with https:// or http://, or "
-            "the plain path of a folder"
+            f"a mirror on {address.hostname} is given with {extra}, which messages would show; "
+            "use an address without one, or a folder of this machine"
         )
 
 
@@ -482,7 +536,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         allowed = ("https",) if req.type == "https" else ("http", "https")
         if urllib.parse.urlsplit(newurl).scheme not in allowed:
-            raise _RefusedError(f"the server points to {newurl!r}, where this will not follow")
+            raise _RefusedError(
+                f"the server points to {without_secrets(newurl)!r}, where this will not follow"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

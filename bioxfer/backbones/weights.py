@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bioxfer.errors import UsageError, WeightsError
+from bioxfer.machine import expand_home
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +78,7 @@ def hub_folder() -> Path:
     """Folder in which torch.hub, and so fair-esm, keeps its checkpoints."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    return expand_home(home) / "hub" / "checkpoints"
 
 
 def is_offline(offline: bool = False) -> bool:

@@ -37,6 +37,7 @@ log = logging.getLogger("bioxfer")
 
 _ENDS = {"SIGHUP": "hung up", "SIGINT": "interrupted", "SIGTERM": "terminated"}
 _SAME_WISH = 5.0  # seconds in which a second signal only repeats the first
+_CLEAR = "\r\x1b[K"
 
 
 class _Ended(BaseException):
@@ -44,9 +45,10 @@ class _Ended(BaseException):
 
 
 class _Listener:
-    """Hears the signals that end a process, and raises in the main thread once.
+    """Hears the signals that end a process, and raises in the main thread.
 
-    A second one while the first is on its way out would cut the removal of temporary files short.
+    A second one while the first is on its way out would cut the removal of temporary files short, so it
+    is heard only after a while, from somebody who will wait no longer.
     """
 
     def __init__(self) -> None:
@@ -70,10 +72,10 @@ class _Listener:
         raise _Ended
 
     def leave(self, code: int, sentence: str = "") -> NoReturn:
-        """Leave as the first signal says, if one came, whatever has become of its exception; else as told."""
+        """Leave as the first signal says, if one came and kept the work from ending well; else as told."""
         for number in self._words:  # another one changes nothing any more
             signal.signal(number, signal.SIG_IGN)
-        if self.heard:
+        if self.heard and code:
             code, sentence = 128 + self.heard, f"{self._words[self.heard]}; {_GOES_ON}"
         _leave(code, sentence)
 
@@ -100,14 +102,13 @@ def show_progress(*, quiet: bool) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - shown > 0.1:  # seconds; more often than the eye follows costs time
             shown = now
-            sys.stderr.write(f"\r{done} proteins, {done / max(now - start, 1e-9):.0f} a second ")
-            sys.stderr.flush()
+            _show(f"\r{done} proteins, {done / max(now - start, 1e-9):.0f} a second ")
 
     try:
         yield advance
     finally:
         if shown:
-            _clear_line()  # the summary follows
+            _show(_CLEAR)  # the summary follows
 
 
 @contextlib.contextmanager
@@ -124,14 +125,13 @@ def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
             log.info("fetching %s%s", name, "" if total is None else f", {total / 1e6:.0f} MB")
         elif now - shown > 0.1 and _on_terminal():  # seconds, as above
             shown = now
-            sys.stderr.write(f"\r{have / 1e6:.0f}{whole} MB ")
-            sys.stderr.flush()
+            _show(f"\r{have / 1e6:.0f}{whole} MB ")
 
     try:
         yield advance
     finally:
         if shown:
-            _clear_line()
+            _show(_CLEAR)
 
 
 def report_records(statuses: Counter[str], *, source: str, out: str) -> None:
@@ -163,11 +163,11 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     try:
         listener.leave(*_run(app, arguments))
     except _Ended:
-        listener.leave(0)
+        listener.leave(1)
     except Exception:
         if not listener.heard:
             raise
-        listener.leave(0)  # what a library made of the signal's exception
+        listener.leave(1)  # what a library made of the signal's exception
 
 
 def _run(app: typer.Typer, arguments: Sequence[str] | None) -> tuple[int, str]:
@@ -209,9 +209,10 @@ def _on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()  # None where the process was started without one
 
 
-def _clear_line() -> None:
-    sys.stderr.write("\r\x1b[K")
-    sys.stderr.flush()
+def _show(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone where the process was told to outlive it
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _usage_sentence(error: Exception) -> str | None:

@@ -14,6 +14,7 @@ __all__ = ["see_cache", "see_disks", "see_downloaded", "see_embedded", "see_head
 
 _LITTLE_SPACE, _NO_SPACE = 1 << 30, 100 << 20  # bytes: a few models of the smallest kind; none
 _PATIENCE = 2.0  # seconds to read a large cache
+_CLOSED = "is not accessible to you"
 _TOLERANCE = 1e-5  # relative; what README promises of float32 on any processor
 
 
@@ -29,9 +30,12 @@ def see_embedded() -> Iterator[Finding]:
 def _see_shipped(check: str, path: Path, recorded: str | None, *, more: str = "") -> Finding:
     from bioxfer.backbones.weights import sha256_of
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         return Finding(check, "problem", f"{hide_home(path)} is missing", "install bioxfer again")
-    found = sha256_of(path)
+    try:
+        found = sha256_of(path)
+    except BioxferError as error:
+        return Finding(check, "problem", hide_home(str(error)), "install bioxfer again")
     values: dict[str, Value] = {"sha256": found, "recorded": recorded, "size": path.stat().st_size}
     if recorded is None:
         fact = f"{hide_home(path)} did not come with this package"
@@ -79,20 +83,27 @@ def see_downloaded(*, quick: bool) -> Iterator[Finding]:
     from bioxfer.backbones.weights import hub_folder, record_of
 
     folder = hub_folder()
+    elsewhere = "set TORCH_HOME to a folder of yours"
+    if _is_closed(folder / "any"):
+        yield Finding("backbones", "problem", f"{hide_home(folder)} {_CLOSED}", elsewhere)
+        return
     here = 0
     for info in list_backbones():
         if info.family == "compact":
             continue
         path = folder / f"{info.name}.pt"
         check, again = f"backbone {info.name}", f"bioxfer models download {info.name}"
-        if path.is_file():
+        if _is_closed(path):
+            here += 1
+            yield Finding(check, "problem", f"{hide_home(path)} {_CLOSED}", elsewhere)
+        elif path.is_file():
             here += 1
             yield _see_weights(check, path, quick=quick)
-        elif record_of(path).exists():
+        elif os.path.exists(record_of(path)):
             fact = f"{hide_home(record_of(path))} is here without its weights"
             yield Finding(check, "note", fact, f"{again}, or delete the record")
         part = part_of(path)
-        if part.is_file():
+        if os.path.isfile(part):
             size = part.stat().st_size
             fact = f"an unfinished download, {machine.describe_size(size)} in {hide_home(part)}"
             yield Finding(check, "note", fact, f"{again} goes on with it; or delete it", {"size": size})
@@ -152,16 +163,20 @@ def see_cache(*, quick: bool) -> Iterator[Finding]:
     from bioxfer.cache import default_cache_path, inspect_cache
 
     path = default_cache_path()
+    elsewhere = "set BIOXFER_CACHE to a folder of yours, or do without (--no-resume)"
+    if _is_closed(path):
+        yield Finding("cache", "problem", f"{hide_home(path)} {_CLOSED}", elsewhere)
+        return
     disk = machine.look_at_disk(path.parent)
     writable = disk.writable and (not path.exists() or os.access(path, os.W_OK))
     values: dict[str, Value] = {"path": hide_home(path), "writable": writable, "size": None, "values": None}
-    elsewhere = "set BIOXFER_CACHE to a folder of yours, or do without (--no-resume)"
     if not path.exists():
         fact = f"none yet; it would be {hide_home(path)}"
         if writable:
             yield Finding("cache", "ok", fact, values=values)
         else:
-            fact = f"{fact}, but {hide_home(disk.folder)} is not writable"
+            fact = f"{fact}, but {hide_home(disk.obstacle or disk.folder)} is "
+            fact += "not writable" if disk.obstacle is None else "no folder"
             yield Finding("cache", "problem", fact, elsewhere, values)
         return
     state = inspect_cache(path, seconds=0.0 if quick else _PATIENCE)
@@ -169,7 +184,13 @@ def see_cache(*, quick: bool) -> Iterator[Finding]:
     held = "" if state.values is None else f", {count(state.values, 'value')}"
     fact = f"{hide_home(path)}, {machine.describe_size(state.size)}{held}"
     delete = "delete it; what it held is computed again"
-    if state.complaint:
+    if not state.readable:
+        fact = f"{fact}, could not be looked at ({state.complaint})"
+        if "locked" in state.complaint:
+            yield Finding("cache", "note", f"{fact}: another process is writing to it", values=values)
+        else:
+            yield Finding("cache", "problem", fact, elsewhere, values)
+    elif state.complaint:
         yield Finding("cache", "problem", f"{fact}: {state.complaint}", delete, values)
     elif state.damaged:
         fact = (
@@ -203,13 +224,37 @@ def see_disks() -> Iterator[Finding]:
         disk = machine.look_at_disk(folder)
         values: dict[str, Value] = {"folder": hide_home(folder), "free": disk.free, "writable": disk.writable}
         fact = f"{machine.describe_size(disk.free)} free for {name} in {hide_home(folder)}"
-        if not disk.writable:
-            fact = f"{fact}, which is not writable"
         verdict: Verdict = "ok"
         if disk.free < _NO_SPACE:
             verdict = "problem"
         elif disk.free < _LITTLE_SPACE or not disk.writable:
             verdict = "note"
+        first = "make room"
+        # Unlike the others, the folder of temporary files is not made.
+        absent = name == "temporary files" and not os.path.isdir(folder)
+        if disk.obstacle is not None:
+            verdict, first = "problem", "move it away"
+            fact = f"{fact}; but {hide_home(disk.obstacle)} is no folder"
+        elif _is_closed(folder):
+            verdict, first = "problem" if absent else verdict, "have it opened to you"
+            fact = f"{fact}, which {_CLOSED}"
+        elif absent:
+            verdict, first = "problem", "make it"
+            fact = f"{fact}, which is not there"
+        elif not disk.writable:
+            fact = f"{fact}, which is not writable"
+            first = first if disk.free < _LITTLE_SPACE else "have it opened to you"
         variable = {"cache": "BIOXFER_CACHE", "weights": "TORCH_HOME"}.get(name, "TMPDIR")
-        remedy = "" if verdict == "ok" else f"make room, or set {variable} to another folder"
+        remedy = "" if verdict == "ok" else f"{first}, or set {variable} to another folder"
         yield Finding(f"disk {name}", verdict, fact, remedy, values)
+
+
+def _is_closed(path: Path) -> bool:
+    """Tell whether a folder above it may not be entered; before Python 3.14, pathlib raises errors then."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
