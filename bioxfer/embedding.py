@@ -472,7 +472,8 @@ def _prepare(
         used, length = clean.residues, len(clean.residues)
         status: Status = "ok"
         notes = [clean.message] if clean.message else []
-        if record.origin is None and looks_like_nucleotides(used):
+        translated = record.origin is not None and record.origin.start is not None
+        if not translated and looks_like_nucleotides(used):
             notes.append("looks like nucleotides where a protein is expected, see --translate cds")
             if not warned:
                 warned = True

@@ -749,6 +749,15 @@ def test_tables_say_where_proteins_are_written(bench):
     assert rows[0]["start"] == "12"
 
 
+def test_what_was_translated_is_not_taken_for_nucleotides(bench):
+    gene = "".join(CODON[each] for each in "M" + "ACGT" * 10) + "TAA"
+    assert bench.embed(bench.write("in.fasta", f">a\n{gene}\n"), "--translate", "cds").code == 0
+    assert bench.rows()[0]["message"] == f"translated from {len(gene)} nucleotides"
+    # one letter that no nucleotide has: the warning stays beside what was decided
+    assert bench.embed(bench.write("in.fasta", f">a\nE{gene}\n"), "--translate", "auto").code == 0
+    assert bench.rows()[0]["message"].startswith("auto: read as a protein; looks like nucleotides")
+
+
 def test_numbers_stay_numbers_in_parquet(bench):
     parquet = pytest.importorskip("pyarrow.parquet")
     source = bench.write("in.fasta", f">c1\n{GENE}\n>c2\n{STOPS}\n")
