@@ -21,18 +21,11 @@ import numpy as np
 import torch
 
 MEMORY = 12 * 2**30  # bytes of address space that a tool may take, so that the machine stays usable
-PACKAGES = ("bioxfer", "fair-esm", "biotrainer", "torch", "transformers", "numpy", "h5py")
 FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 ASK = """
 import json, platform, sys
-from importlib.metadata import PackageNotFoundError, version
-found = {"python": platform.python_version()}
-for name in sys.argv[1:]:
-    try:
-        found[name] = version(name)
-    except PackageNotFoundError:
-        pass
-print(json.dumps(found))
+from importlib.metadata import version
+print(json.dumps({"python": platform.python_version(), **{name: version(name) for name in sys.argv[1:]}}))
 """
 TIGHT = 1e-4  # of a vector's largest number; float32 sums in another order differ by 1e-6
 
@@ -159,6 +152,7 @@ class Tool:
 
     name = ""
     python: Path
+    packages: tuple[str, ...] = ()  # whose versions matter
     limits = ""  # what a reader must know of how it was run
     env: Mapping[str, str] = {}
 
@@ -188,8 +182,8 @@ class Tool:
         raise NotImplementedError
 
     def versions(self) -> dict[str, str]:
-        """Ask its interpreter what it has installed of what matters here."""
-        said = subprocess.run([self.python, "-c", ASK, *PACKAGES], check=True, capture_output=True)
+        """Ask its interpreter for the versions of its packages."""
+        said = subprocess.run([self.python, "-c", ASK, *self.packages], check=True, capture_output=True)
         return dict(json.loads(said.stdout))
 
 
@@ -201,6 +195,7 @@ class FairEsm(Tool):
     script: Path
     model: Path
     name = "fair-esm 2.0.0"
+    packages = ("fair-esm", "torch", "numpy")
     limits = (
         f"scripts/extract.py --include mean, otherwise its defaults; {FORCED}=1, "
         "without which torch 2.6 and later refuse its own checkpoints; random weights of the 8M shape"
@@ -234,6 +229,7 @@ class Biotrainer(Tool):
     python: Path
     home: Path  # of Hugging Face's cache
     name = "biotrainer 1.4.0"
+    packages = ("biotrainer", "torch", "transformers", "numpy", "h5py")
     model = "facebook/esm2_t6_8M_UR50D"
     limits = (
         "a training from a FASTA with TARGET and SET in its headers (sequence_to_class, LogReg, 2 epochs, "
@@ -297,6 +293,7 @@ class Bioxfer(Tool):
     model: Path
     python = Path(sys.executable)
     name = "bioxfer"
+    packages = ("bioxfer", "torch", "numpy", "safetensors")
     limits = "bioxfer embed to .npz, otherwise its defaults; the checkpoint that fair-esm reads"
     options: tuple[str, ...] = ("--overwrite",)
 

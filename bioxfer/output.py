@@ -101,22 +101,26 @@ def check_output(
         if os.fspath(each) == "-":
             continue
         source = Path(os.path.realpath(each))
-        if source == target or (source.exists() and target.exists() and source.samefile(target)):
+        if source == target or (
+            os.path.exists(source) and os.path.exists(target) and source.samefile(target)
+        ):
             raise OutputError(f"output {name} is the input {os.fspath(each)}; choose another name")
-    if target.is_dir():
+    if os.path.isdir(target):  # unlike Path's, these take what may not be entered for absent
         raise OutputError(f"output {name} is a folder; name a file in it")
     if _is_special(name):
         if not os.access(target, os.W_OK):
             raise OutputError(f"output {name} is not writable; choose another one")
         return
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise OutputError(f"output {name} exists; choose another name or use --overwrite")
     folder = target.parent
     if (obstacle := find_obstacle(folder)) is not None:
         raise OutputError(
             f"output {name} cannot be written: {obstacle} is a file, not a folder; choose another name"
         )
-    if not folder.is_dir():
+    if any(os.path.isdir(each) and not os.access(each, os.X_OK) for each in target.parents):
+        raise OutputError(f"output {name} cannot be written: the way to it is closed to you; choose another")
+    if not os.path.isdir(folder):
         raise OutputError(f"output {name} cannot be written: there is no folder {folder}; create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"output {name} cannot be written: folder {folder} is not writable; choose another")

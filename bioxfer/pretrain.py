@@ -577,7 +577,7 @@ def _restore(
                 _, _, place, key = name.split(".")
                 whole["state"].setdefault(int(place), {})[key] = tensor
         optimizer.load_state_dict(whole)
-    _check_told(state)
+    _check_told(state, len(sampler.pools))
     sampler.cursors = list(state["cursors"])
     if not {"source_share", "source_weights"} & set(changed):  # else the shares are counted anew
         sampler.given = list(state["given"])
@@ -588,14 +588,13 @@ def _restore(
 
 def _check_told(state: dict[str, Any], pools: int) -> None:
     """Raise where what a checkpoint tells beside its tensors is not what training goes on to count with."""
-    counts, history, means = state["counts"], state["history"], state["means"]
-    if [len(state["cursors"]), len(state["given"]), len(counts)] != [pools, pools, 3]:
+    step, spent, tokens = state["counts"]
+    cursors, given, history = state["cursors"], state["given"], state["history"]
+    if [len(cursors), len(given)] != [pools, pools] or not isinstance(history, list):
         raise ValueError("it counts other things")
-    if not isinstance(history, list) or not isinstance(means, dict):
-        raise ValueError("it has no history")
-    numbers = [*counts, *state["cursors"], *state["given"]]
-    if not all(isinstance(n, int) for n in numbers if n is not counts[1]) or not 0 <= counts[1] < math.inf:
-        raise ValueError("its counts are no numbers")
-    for number in (*numbers, *means.values(), *(value for told in history for value in told.values())):
-        if not isinstance(number, (int, float)) or abs(number) > 2**63 or (number in numbers and number < 0):
-            raise ValueError(f"{number!r:.40} is not what was counted")
+    if not all(isinstance(count, int) and 0 <= count < 2**63 for count in (step, tokens, *cursors, *given)):
+        raise ValueError("its counts are none")
+    losses = [*state["means"].values(), *(number for told in history for number in told.values())]
+    sum(map(math.isnan, losses))  # which raises for what is no number, or too large for one
+    if not 0 <= spent < math.inf:
+        raise ValueError(f"it took {spent} seconds")

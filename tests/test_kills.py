@@ -716,6 +716,21 @@ def test_f42_a_folder_that_takes_no_file_is_told_before_the_work(command):
         out.parent.chmod(0o777)
 
 
+@pytest.mark.parametrize("place", ["closed/o.csv", "closed/more/o.csv"])
+def test_f42_a_folder_that_may_not_be_entered_is_told_before_the_work(place):
+    with open_folder() as folder:
+        words = simple_words(folder, "predict")
+        assert run(*words).code == 0
+        words[words.index("-o") + 1] = folder / place
+        (folder / "closed" / "more").mkdir(parents=True)
+        (folder / "closed").chmod(0o600)
+        with unprivileged():
+            code, _, err = run(*words, "--overwrite")
+        (folder / "closed").chmod(0o700)
+        assert code == 3, err
+        assert one_sentence(err).endswith("cannot be written: the way to it is closed to you; choose another")
+
+
 @pytest.mark.parametrize("which", ["input", "head", "weights"])
 def test_an_input_that_may_not_be_read_is_one_sentence(which):
     with open_folder() as folder:

@@ -448,7 +448,7 @@ def test_f42_missing_folder_and_folder_as_target_are_refused(tmp_path):
 
 
 def test_f42_unwritable_folder_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # root may write everywhere
     with pytest.raises(OutputError, match=r"folder .* is not writable"):
         check_output(tmp_path / "out.csv")
 

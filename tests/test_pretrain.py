@@ -271,6 +271,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, c
         {"history": [{"mlm": "low"}]},
         {"means": {"mlm": None}},
         {"means": []},
+        {"cursors": ["1"]},
+        {"cursors": []},
+        {"given": [None]},
     ],
 )
 def test_a_checkpoint_that_tells_no_numbers_is_refused(tmp_path, corpus, changes):
