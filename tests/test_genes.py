@@ -375,6 +375,15 @@ EXONS = f"join(3..42,49..{len(SPLIT) - 2})"
             ["genetic code 11", "start codon GTG read as M"],
             None,
         ),
+        (
+            reverse(GENE[1:]),
+            f"complement(1..>{len(GENE) - 1}) codon_start=3",
+            PROTEIN[1:],
+            ["partial at its start, codon_start 3"],
+            ("-", 1, len(GENE) - 1, -3),
+        ),
+        # the true start lies outside, so this is no start codon
+        ("GTGAAATAA", "<1..9 transl_table=11", "VK", ["partial at its start"], None),
         ("ATGTGAATAAGA", "1..12 transl_table=2", "MWM", ["genetic code 2"], None),
         # the poly-A tail makes the stop codon
         (
