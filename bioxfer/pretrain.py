@@ -360,14 +360,12 @@ def pretrain(
 
     Parameters
     ----------
-    corpus : sequence of path
-        Files for `Corpus.read`.
+    corpus, translation
+        Files for `Corpus.read`, and how their nucleotides become proteins.
     out : path
         Weights to write, ``.safetensors``.
     options : PretrainOptions
         How to train.
-    translation : Translation, optional
-        How nucleotides of the corpus become proteins.
     valid : path, optional
         Held-out proteins for the perplexity.
     sources : sequence of path
