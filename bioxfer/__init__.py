@@ -28,11 +28,12 @@ if TYPE_CHECKING:
         SequenceEmbedder,
         SequenceRegressor,
     )
+    from bioxfer.genes import Translation, translate, translate_cds
     from bioxfer.heads import TrainedHead
     from bioxfer.io import iter_sequences, read_labels, read_sequences
     from bioxfer.prediction import list_heads, load_head, predict
     from bioxfer.residues import ResidueHead
-    from bioxfer.sequences import SequenceRecord, translate_cds
+    from bioxfer.sequences import Origin, SequenceRecord
 
 __version__ = "0.5.0"
 
@@ -41,6 +42,7 @@ _HOMES = {
     "BioxferError": "errors",
     "Embeddings": "embedding",
     "HomologyKFold": "clusters",
+    "Origin": "sequences",
     "ResidueClassifier": "estimators",
     "ResidueHead": "residues",
     "ResidueRegressor": "estimators",
@@ -49,6 +51,7 @@ _HOMES = {
     "SequenceRecord": "sequences",
     "SequenceRegressor": "estimators",
     "TrainedHead": "heads",
+    "Translation": "genes",
     "audit_split": "audits",
     "cluster_sequences": "clusters",
     "embed": "embedding",
@@ -61,7 +64,8 @@ _HOMES = {
     "predict": "prediction",
     "read_labels": "io",
     "read_sequences": "io",
-    "translate_cds": "sequences",
+    "translate": "genes",
+    "translate_cds": "genes",
 }
 
 __all__ = [
@@ -69,6 +73,7 @@ __all__ = [
     "BioxferError",
     "Embeddings",
     "HomologyKFold",
+    "Origin",
     "ResidueClassifier",
     "ResidueHead",
     "ResidueRegressor",
@@ -77,6 +82,7 @@ __all__ = [
     "SequenceRecord",
     "SequenceRegressor",
     "TrainedHead",
+    "Translation",
     "__version__",
     "audit_split",
     "cluster_sequences",
@@ -90,6 +96,7 @@ __all__ = [
     "predict",
     "read_labels",
     "read_sequences",
+    "translate",
     "translate_cds",
 ]
 

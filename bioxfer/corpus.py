@@ -17,7 +17,8 @@ from torch import Tensor
 
 from bioxfer.backbones.compact import BOS, EOS, MASK, tokenize
 from bioxfer.backbones.packing import Pack, pack_tokens
-from bioxfer.errors import InputError, LabelError
+from bioxfer.errors import InputError, LabelError, UsageError
+from bioxfer.genes import Translation
 from bioxfer.residue_tasks import UNRESOLVED, look_like_residue_labels
 from bioxfer.sequences import SequenceRecord, clean_protein
 from bioxfer.tasks import Regression, look_continuous, task_from_name
@@ -79,24 +80,26 @@ class Corpus:
         return cls(tokenize("".join(sequences)), np.concatenate(([0], lengths.cumsum())))
 
     @classmethod
-    def read(cls, paths: Sequence[str | Path]) -> Corpus:
-        """Read FASTA files and tables, or ``.txt`` files with one sequence a line; all may be compressed."""
-        parts = [cls._read_one(Path(path)) for path in paths]
+    def read(cls, paths: Sequence[str | Path], translation: Translation | None = None) -> Corpus:
+        """Read what `iter_proteins` does, or ``.txt`` files with one sequence a line; may be compressed."""
+        parts = [cls._read_one(Path(path), translation or Translation()) for path in paths]
         shifts = np.cumsum([0] + [len(part.tokens) for part in parts])
         offsets = [part.offsets[1:] + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
         return cls(np.concatenate([p.tokens for p in parts]), np.concatenate([[0], *offsets]))
 
     @classmethod
-    def _read_one(cls, path: Path) -> Corpus:
-        from bioxfer.io import iter_sequences
+    def _read_one(cls, path: Path, translation: Translation) -> Corpus:
+        from bioxfer.io import iter_proteins
         from bioxfer.lines import open_lines
 
         if not path.exists():
             raise InputError(f"no such file: {path}; check the name and the folder")
         start, lines = open_lines(path)
         if ".txt" not in path.suffixes or start.startswith(b">"):
-            cleaned = (clean_protein(record).residues for record in iter_sequences(path))
+            cleaned = (clean_protein(record).residues for record in iter_proteins(path, translation))
             return cls.from_sequences([residues for residues in cleaned if residues])
+        if translation.traced:
+            raise UsageError(f"{path} has one protein a line, and these are not translated; give a FASTA")
         sequences = [line.strip().upper() for _, line in lines]
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         bounds = np.concatenate(([0], lengths[lengths > 0].cumsum()))

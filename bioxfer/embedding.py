@@ -24,10 +24,12 @@ from bioxfer.cache import EmbeddingCache
 from bioxfer.embeddings import Embeddings, Status
 from bioxfer.engine import BATCH_TOKENS, GPU_BATCH_TOKENS, Engine, Vector, on_gpu
 from bioxfer.errors import SequenceError, UsageError
-from bioxfer.io import OnDuplicate, iter_sequences
+from bioxfer.genes import Translation, translate
+from bioxfer.io import OnDuplicate, iter_proteins
 from bioxfer.pooling import POOLS, parse_pool
 from bioxfer.relay import ahead as read_ahead
 from bioxfer.sequences import (
+    ORIGIN_COLUMNS,
     OnInvalid,
     SequenceRecord,
     clean_protein,
@@ -86,6 +88,14 @@ class EmbeddedRecord:
     pooled: dict[str, Vector] | None = None
     residues: Vector | None = None
     sequence: str = ""
+
+    def stem(self, origins: bool = False) -> list[object]:
+        """Give the first cells of the record's row in a table, with those of its origin if asked for."""
+        found: list[object] = [self.record.id, self.length, self.status, self.message]
+        if origins:
+            origin = self.record.origin
+            found += [None] * len(ORIGIN_COLUMNS) if origin is None else origin.cells
+        return found
 
     def vector(self, pool: str) -> Vector | None:
         """Join pooled vectors as ``"mean+max"`` says, ``(n_pools * D,)``; None if there are none."""
@@ -304,6 +314,7 @@ def embed(
     degap: bool = False,
     cache: EmbeddingCache | str | os.PathLike[str] | None = None,
     offline: bool | None = None,
+    translation: Translation | None = None,
 ) -> Embeddings:
     """Embed proteins, one vector each.
 
@@ -332,6 +343,8 @@ def embed(
         See `embed_records`.
     cache : EmbeddingCache or path, optional
         Where to keep what was computed; nowhere if not given.
+    translation : Translation, optional
+        How nucleotides become proteins; messages then say where each is written.
 
     Returns
     -------
@@ -365,7 +378,7 @@ def embed(
     try:
         rows = list(
             embed_records(
-                as_records(records),
+                as_records(records, translation=translation),
                 backbone,
                 layer=layer,
                 pools=(pool,),
@@ -408,7 +421,10 @@ def is_file(records: object) -> bool:
 
 
 def as_records(
-    records: str | os.PathLike[str] | Iterable[str | SequenceRecord], *, on_duplicate: OnDuplicate = "error"
+    records: str | os.PathLike[str] | Iterable[str | SequenceRecord],
+    *,
+    on_duplicate: OnDuplicate = "error",
+    translation: Translation | None = None,
 ) -> Iterator[SequenceRecord]:
     """Read a file, or name bare sequences ``seq1``, ``seq2``, ... by their place.
 
@@ -418,6 +434,8 @@ def as_records(
         What a user may hand in.
     on_duplicate : {"error", "rename"}, optional
         What to do with equal ids of a file.
+    translation : Translation, optional
+        How nucleotides become proteins.
 
     Yields
     ------
@@ -425,10 +443,16 @@ def as_records(
         In order.
     """
     if isinstance(records, (str, os.PathLike)):
-        yield from iter_sequences(records, on_duplicate=on_duplicate)
+        yield from iter_proteins(records, translation, on_duplicate=on_duplicate)
         return
-    for number, record in enumerate(records, start=1):
-        yield SequenceRecord(f"seq{number}", record) if isinstance(record, str) else record
+    named = (
+        SequenceRecord(f"seq{number}", record) if isinstance(record, str) else record
+        for number, record in enumerate(records, start=1)
+    )
+    wanted = translation or Translation()
+    if wanted.gff is not None:
+        raise UsageError("a GFF3 file goes with a file of sequences; give its path")
+    yield from translate(named, wanted.how, table=wanted.genetic_code, min_orf=wanted.min_orf)
 
 
 def _prepare(
@@ -448,7 +472,8 @@ def _prepare(
         used, length = clean.residues, len(clean.residues)
         status: Status = "ok"
         notes = [clean.message] if clean.message else []
-        if looks_like_nucleotides(used):
+        translated = record.origin is not None and record.origin.start is not None
+        if not translated and looks_like_nucleotides(used):
             notes.append("looks like nucleotides where a protein is expected, see --translate cds")
             if not warned:
                 warned = True

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Generator, Iterable
+from dataclasses import replace
 from types import TracebackType
+from typing import Literal
 
-from bioxfer.errors import InputError
+from bioxfer.errors import DuplicateIdError, InputError
+from bioxfer.sequences import SequenceRecord
 
-__all__ = ["SeenIds"]
+__all__ = ["OnDuplicate", "SeenIds", "make_unique"]
+
+OnDuplicate = Literal["error", "rename"]
 
 _RECENT = 1 << 16  # ids held in memory, about 10 MB; older ones lie in a file of SQLite's
 
@@ -91,6 +97,39 @@ class SeenIds:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def make_unique(
+    records: Iterable[SequenceRecord], on_duplicate: OnDuplicate
+) -> Generator[SequenceRecord, None, None]:
+    """Pass records on; a second one of the same id is refused, or called ``id_2``, ``id_3``, ...
+
+    Raises
+    ------
+    DuplicateIdError
+        Two records have one id, under ``on_duplicate="error"``.
+    InputError
+        The ids cannot be kept.
+    """
+    copies: dict[str, int] = {}
+    with SeenIds() as seen:
+        for record in records:
+            identifier = record.id
+            line = seen.line_of(identifier)
+            if line is not None:
+                if on_duplicate == "error":
+                    raise DuplicateIdError(
+                        f"{record.source}, line {record.line}: id {identifier!r} is already used in line "
+                        f"{line}; make ids unique or use --on-duplicate rename"
+                    )
+                number = copies.get(identifier, 1)
+                while seen.line_of(identifier) is not None:
+                    number += 1
+                    identifier = f"{record.id}_{number}"
+                copies[record.id] = number
+                record = replace(record, id=identifier, renamed_from=record.id)
+            seen.add(identifier, record.line)
+            yield record
 
 
 def _digest(identifier: str) -> bytes:

@@ -1,6 +1,6 @@
 """Files in, files out: sequences and labels are read here, tables written in :mod:`bioxfer.output`.
 
-Sequences come from FASTA, or from a CSV or TSV with the columns
+Sequences come from FASTA, FASTQ, GenBank, or a CSV or TSV with the columns
 ``id,sequence[,label][,split]``, one record at a time. Compression (gzip, bzip2, xz,
 Zstandard) is told by the first bytes, not by the name, and ``-`` is standard
 input. Bytes that are not UTF-8 survive from header to table (PEP 383,
@@ -12,18 +12,28 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, dropwhile
 from typing import Literal, get_args
 
+from bioxfer.annotated import (
+    CodingRegion,
+    TextLines,
+    name_regions,
+    parse_genbank,
+    translate_regions,
+)
+from bioxfer.codons import read_genetic_code
 from bioxfer.errors import (
-    DuplicateIdError,
     FormatError,
     InputError,
     LabelError,
     UsageError,
 )
-from bioxfer.ids import SeenIds
+from bioxfer.genes import Translation, translate
+from bioxfer.gff import read_gff
+from bioxfer.ids import OnDuplicate, make_unique
 from bioxfer.lines import (
     BYTE_ORDER_MARK,
     decode,
@@ -35,7 +45,7 @@ from bioxfer.lines import (
     table_suffix,
 )
 from bioxfer.output import TableWriter, check_output, publish, table_format
-from bioxfer.sequences import SequenceRecord, remove_white_space
+from bioxfer.sequences import Origin, SequenceRecord, remove_white_space
 
 __all__ = [
     "Label",
@@ -43,6 +53,7 @@ __all__ = [
     "SequenceFormat",
     "TableWriter",
     "check_output",
+    "iter_proteins",
     "iter_sequences",
     "match_labels",
     "publish",
@@ -51,8 +62,7 @@ __all__ = [
     "table_format",
 ]
 
-OnDuplicate = Literal["error", "rename"]
-SequenceFormat = Literal["auto", "fasta", "csv", "tsv"]
+SequenceFormat = Literal["auto", "fasta", "fastq", "genbank", "csv", "tsv"]
 
 logger = logging.getLogger("bioxfer")
 
@@ -60,7 +70,7 @@ _NAMED_AT_MOST = 3  # ids listed in a message before it says "..."
 
 # First bytes of what users hand over in place of a FASTA.
 _FOREIGN = (
-    (b"LOCUS ", "a GenBank file"),
+    (b"##gff", "a GFF3 file, which goes with a FASTA file as --gff"),
     (b"ID   ", "an EMBL or UniProt flat file"),
     (b"CLUSTAL", "a Clustal alignment"),
     (b"# STOCKHOLM", "a Stockholm alignment"),
@@ -68,7 +78,8 @@ _FOREIGN = (
     (b"HEADER    ", "a PDB structure"),
     (b"ATOM  ", "a PDB structure"),
     (b"data_", "an mmCIF structure"),
-    (b"@", "a FASTQ file"),
+    (b"@HD\t", "a SAM alignment"),
+    (b"@SQ\t", "a SAM alignment"),
     (b"<", "HTML or XML"),
     (b"{\\rtf", "an RTF document"),
     (b"{", "JSON"),
@@ -85,6 +96,9 @@ _FOREIGN = (
 )
 
 
+_SAM = tuple(magic for magic, what in _FOREIGN if magic.startswith(b"@"))
+
+
 # --- sequences ---------------------------------------------------------------------------------------
 
 
@@ -93,20 +107,27 @@ def iter_sequences(
     *,
     on_duplicate: OnDuplicate = "error",
     format: SequenceFormat = "auto",
+    genetic_code: int = 1,
+    features: bool = True,
 ) -> Iterator[SequenceRecord]:
     """Read sequences one by one, in the file's order.
 
     Parameters
     ----------
     path : path-like
-        FASTA, or CSV/TSV with columns ``id,sequence[,label][,split]``, plain or
-        compressed; ``-`` is standard input.
+        FASTA, FASTQ (its qualities are ignored), GenBank, or CSV/TSV with columns
+        ``id,sequence[,label][,split]``, plain or compressed; ``-`` is standard input. A GenBank
+        file gives the protein of each coding sequence that it annotates.
     on_duplicate : {"error", "rename"}
         Refuse a second record of the same id, or call it ``id_2``, ``id_3``, ...; the
         message of its row tells the old id. A later record that was called ``id_2``
         all along is renamed in its turn.
-    format : {"auto", "fasta", "csv", "tsv"}
+    format : {"auto", "fasta", "fastq", "genbank", "csv", "tsv"}
         Tell by the content, or insist.
+    genetic_code : int
+        Of annotated coding sequences that state none, by NCBI's number.
+    features : bool
+        Whether a GenBank file gives its proteins; else its whole entries.
 
     Yields
     ------
@@ -127,11 +148,12 @@ def iter_sequences(
     if on_duplicate not in get_args(OnDuplicate):
         raise UsageError(f"on_duplicate is {on_duplicate!r}; choose from 'error' and 'rename'")
     if format not in get_args(SequenceFormat):
-        raise UsageError(f"format is {format!r}; choose from 'auto', 'fasta', 'csv' and 'tsv'")
+        raise UsageError(f"format is {format!r}; choose from {', '.join(get_args(SequenceFormat))}")
+    read_genetic_code(genetic_code)
     # A missing file is an error here and now, not at the first record.
     if os.fspath(path) != "-" and not os.path.exists(path):
         raise InputError(f"no such file: {input_name(path)}; check the name and the folder")
-    return _unique(_parse_sequences(path, format), on_duplicate)
+    return make_unique(_parse_sequences(path, format, genetic_code, features), on_duplicate)
 
 
 def read_sequences(
@@ -145,10 +167,10 @@ def read_sequences(
     Parameters
     ----------
     path : path-like
-        FASTA, CSV or TSV, plain or compressed; ``-`` is standard input.
+        FASTA, FASTQ, GenBank, CSV or TSV, plain or compressed; ``-`` is standard input.
     on_duplicate : {"error", "rename"}
         What to do with a second record of the same id.
-    format : {"auto", "fasta", "csv", "tsv"}
+    format : {"auto", "fasta", "fastq", "genbank", "csv", "tsv"}
         Tell by the content, or insist.
 
     Returns
@@ -170,13 +192,84 @@ def read_sequences(
     return list(iter_sequences(path, on_duplicate=on_duplicate, format=format))
 
 
-def _parse_sequences(path: str | os.PathLike[str], format: SequenceFormat) -> Iterator[SequenceRecord]:
+def iter_proteins(
+    path: str | os.PathLike[str],
+    translation: Translation | None = None,
+    *,
+    on_duplicate: OnDuplicate = "error",
+) -> Iterator[SequenceRecord]:
+    """Read sequences one by one, and translate them as they are read.
+
+    Parameters
+    ----------
+    path : path-like
+        What `iter_sequences` reads. With a GFF3 file it is read twice, so it must be a file.
+    translation : Translation, optional
+        How; not at all if not given.
+    on_duplicate : {"error", "rename"}
+        What to do with a second record of the same id.
+
+    Yields
+    ------
+    SequenceRecord
+        At least one for each record of the file, in its order.
+
+    Raises
+    ------
+    InputError
+        A GFF3 file names a sequence that is not in the file, or the file is standard input.
+    BioxferError
+        As `iter_sequences`, `translate` and `read_gff` raise.
+    """
+    wanted = translation or Translation()
+    code = wanted.genetic_code
+    if wanted.gff is None:
+        records = iter_sequences(
+            path, on_duplicate=on_duplicate, genetic_code=code, features=not wanted.searches
+        )
+        return translate(records, wanted.how, table=code, min_orf=wanted.min_orf)
+    if os.fspath(path) == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+        raise InputError("with --gff IN is read twice, which a stream does not allow; name a file")
+    regions = read_gff(wanted.gff)
+    # Read once for the ids alone, so that a wrong pair of files does not cost the work.
+    absent = regions.keys() - {
+        record.id for record in iter_sequences(path, on_duplicate=on_duplicate, features=False)
+    }
+    if absent:
+        name = min(absent, key=lambda each: regions[each][0].line)
+        raise InputError(
+            f"{input_name(wanted.gff)}, line {regions[name][0].line}: there is no sequence {name!r} in "
+            f"{input_name(path)}; their names must be equal letter by letter"
+        )
+    records = iter_sequences(path, on_duplicate=on_duplicate, features=False)
+    return make_unique(_annotate(records, regions, input_name(wanted.gff), code), "rename")
+
+
+def _annotate(
+    records: Iterable[SequenceRecord], regions: dict[str, list[CodingRegion]], gff: str, code: int
+) -> Iterator[SequenceRecord]:
+    names = name_regions(regions)
+    for record in records:
+        if record.id in regions:
+            yield from translate_regions(record, regions[record.id], names[record.id], table=code)
+        else:
+            note = f"not translated: {gff} has no coding sequence (CDS) on it"
+            yield replace(record, sequence="", note=note, origin=Origin(record.id))
+
+
+def _parse_sequences(
+    path: str | os.PathLike[str], format: SequenceFormat, genetic_code: int, features: bool
+) -> Iterator[SequenceRecord]:
     source = input_name(path)
     start, lines = open_lines(path)
     if not start:
         return
     if format == "fasta" or (format == "auto" and start.startswith(b">")):
         yield from _parse_fasta(lines, source)
+    elif format == "genbank" or (format == "auto" and start.startswith(b"LOCUS ")):
+        yield from parse_genbank(lines, source, table=genetic_code, features=features)
+    elif format == "fastq" or (format == "auto" and start.startswith(b"@") and not start.startswith(_SAM)):
+        yield from _parse_fastq(lines, source)
     elif format in ("csv", "tsv") or _is_sequence_table(path, start):
         delimiters = {"csv": ",", "tsv": "\t"}.get(format) or delimiters_for(path)
         yield from _parse_table(lines, source, delimiters)
@@ -237,6 +330,31 @@ def _fasta_record(header: bytes, parts: list[bytes], source: str, line: int) -> 
     return SequenceRecord(identifier, sequence, decode(header), source, line)
 
 
+def _parse_fastq(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[SequenceRecord]:
+    from Bio.SeqIO.QualityIO import FastqGeneralIterator
+
+    parse: Callable[..., Iterator[tuple[str, str, str]]] = FastqGeneralIterator
+    first = next(dropwhile(lambda each: each[1].isspace(), lines))
+    handle, line = TextLines(chain([first], lines)), first[0]
+    try:
+        for title, letters, _ in parse(handle):
+            identifier = re.split(r"[ \t\v\f]", title, maxsplit=1)[0]
+            if not identifier:
+                raise FormatError(
+                    f"{source}, line {line}: no id after '@'; a record's id must follow it at once"
+                )
+            note = "FASTQ qualities ignored" if letters else ""
+            yield SequenceRecord(identifier, letters, title, source, line, note=note)
+            line = handle.number  # its parser has read the next header by now
+    except ValueError as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(
+            f"{source}, line {line}: no whole FASTQ record ({str(error).rstrip('.')}); the file is cut off "
+            "or damaged, fetch it again"
+        ) from error
+
+
 def _parse_table(
     lines: Iterable[tuple[int, bytes]], source: str, delimiters: str
 ) -> Iterator[SequenceRecord]:
@@ -256,28 +374,6 @@ def _parse_table(
             row.get("split") or None,
             row.get("cluster") or None,
         )
-
-
-def _unique(records: Iterable[SequenceRecord], on_duplicate: OnDuplicate) -> Iterator[SequenceRecord]:
-    copies: dict[str, int] = {}
-    with SeenIds() as seen:
-        for record in records:
-            identifier = record.id
-            line = seen.line_of(identifier)
-            if line is not None:
-                if on_duplicate == "error":
-                    raise DuplicateIdError(
-                        f"{record.source}, line {record.line}: id {identifier!r} is already used in line "
-                        f"{line}; make ids unique or use --on-duplicate rename"
-                    )
-                number = copies.get(identifier, 1)
-                while seen.line_of(identifier) is not None:
-                    number += 1
-                    identifier = f"{record.id}_{number}"
-                copies[record.id] = number
-                record = replace(record, id=identifier, renamed_from=record.id)
-            seen.add(identifier, record.line)
-            yield record
 
 
 # --- labels ------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ logger = logging.getLogger("bioxfer")
 
 _FORMATS: tuple[TableFormat, ...] = ("csv", "tsv", "csv.gz", "tsv.gz", "csv.xz", "parquet")
 _ROWS_OF_A_GROUP = 4096  # of a Parquet table that grows; each holds some MB of Python numbers
-_FORMULA = re.compile(r"[=+\-@]")
+_FORMULA = re.compile(r"[=+\-@].", re.DOTALL)  # alone, as the sign of a strand, it is text
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _BOUNDLESS = ("-inf", "+inf")  # a number that a spreadsheet cannot read, but no formula of a stranger's
 

@@ -26,6 +26,7 @@ from bioxfer.embedding import (
     make_engine,
 )
 from bioxfer.errors import UnknownModelError, UsageError
+from bioxfer.genes import Translation
 from bioxfer.io import OnDuplicate
 from bioxfer.output import TableWriter, is_stream
 from bioxfer.relay import behind, close
@@ -41,7 +42,7 @@ from bioxfer.rows import (
     reads_residues,
     wide_rows,
 )
-from bioxfer.sequences import OnInvalid, SequenceRecord
+from bioxfer.sequences import ORIGIN_COLUMNS, OnInvalid, SequenceRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,13 @@ READY_HEADS = Path(__file__).parent / "weights" / "heads"
 """Heads inside the package, one ``NAME.safetensors`` each."""
 
 _STEM = ("id", "length", "status", "message")  # first columns of every table
-_NUMBERS: dict[str, Kind] = {"length": int, "position": int, "rank": int, "score": float}  # of a long table
+_NUMBERS: dict[str, Kind] = {
+    **ORIGIN_COLUMNS,
+    "length": int,
+    "position": int,
+    "rank": int,
+    "score": float,  # of a long table
+}
 _CELLS_BEHIND = 2**18  # that wait for the writer at most; some 16 MB
 _ROWS_AT_ONCE = 512  # proteins that a head sees together
 _MATRICES_AT_ONCE = 32  # the same where each brings all its residues along
@@ -168,6 +175,7 @@ def predict_rows(
     fp32: Callable[[], Backbone] | None = None,
     progress: Callable[[int], object] | None = None,
     statuses: Counter[str] | None = None,
+    origins: bool = False,
 ) -> tuple[list[str], Iterator[list[object]]]:
     """Name the columns of a prediction table, and yield its rows.
 
@@ -197,6 +205,9 @@ def predict_rows(
         See `embed_records`.
     statuses : Counter, optional
         Counts the records by status as their rows are made.
+    origins : bool, optional
+        Add, after the message, ``source, strand, start, end, frame, genetic_code`` of proteins
+        that were translated; see `bioxfer.sequences.Origin`.
 
     Returns
     -------
@@ -225,11 +236,12 @@ def predict_rows(
     for head in heads:
         head.check_backbone(backbone)
     by_residue = any(isinstance(head, ResidueHead) for head in heads)
+    stem = [*_STEM, *(ORIGIN_COLUMNS if origins else ())]
     if shape == "wide":
-        columns = [*_STEM, *(c for head in heads for c in columns_of(head, probabilities, coverage))]
+        columns = [*stem, *(c for head in heads for c in columns_of(head, probabilities, coverage))]
     else:
         place = ["position", "residue"] if by_residue else []
-        columns = [*_STEM, "head", *place, "rank", "label", "score"]
+        columns = [*stem, "head", *place, "rank", "label", "score"]
     for name, count in Counter(columns).items():
         if count > 1:
             names = ", ".join(repr(head.name) for head in heads)
@@ -281,9 +293,9 @@ def predict_rows(
                     readings[first] = embed_first(some, engine, first=first, long=long)
                     _note_messages(some, readings[first], first)
                 if shape == "wide":
-                    yield from wide_rows(some, heads, readings, probabilities, coverage)
+                    yield from wide_rows(some, heads, readings, probabilities, coverage, origins)
                 else:
-                    yield from long_rows(some, heads, readings, by_residue)
+                    yield from long_rows(some, heads, readings, by_residue, origins)
         finally:
             close(embedded)
 
@@ -319,6 +331,7 @@ def predict(
     degap: bool = False,
     cache: EmbeddingCache | None = None,
     offline: bool = False,
+    translation: Translation | None = None,
 ) -> pd.DataFrame:
     """Predict with ready or own heads, one row per protein.
 
@@ -347,6 +360,9 @@ def predict(
         See `embed_records`.
     on_duplicate : {"error", "rename"}, optional
         What to do with equal ids of a file.
+    translation : Translation, optional
+        How nucleotides become proteins; the table then says where each is written, see
+        `predict_rows`.
 
     Returns
     -------
@@ -374,7 +390,7 @@ def predict(
     import pandas as pd
 
     loaded = load_heads([heads] if isinstance(heads, (str, os.PathLike)) else heads)
-    read = as_records(records, on_duplicate=on_duplicate)
+    read = as_records(records, on_duplicate=on_duplicate, translation=translation)
     wanted = name_backbone(loaded[0]) if model is None else model
     fp32: Callable[[], Backbone] | None = None
     if isinstance(wanted, (str, os.PathLike)):
@@ -397,6 +413,7 @@ def predict(
         cache=cache,
         ahead=is_file(records),
         fp32=fp32,
+        origins=translation is not None and translation.traced,
     )
     return pd.DataFrame(rows, columns=columns)
 
@@ -418,6 +435,7 @@ def write_predictions(
     cache: EmbeddingCache | None = None,
     ahead: bool = False,
     fp32: Callable[[], Backbone] | None = None,
+    origins: bool = False,
     excel_safe: bool = False,
     overwrite: bool = True,
     progress: Callable[[int], object] | None = None,
@@ -432,7 +450,7 @@ def write_predictions(
         The table, its format told by its suffix; ``-`` is standard output.
     heads, backbone, shape, probabilities, coverage, sets_where_possible
         See `predict_rows`.
-    long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
+    long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress, origins
         See `predict_rows`.
     excel_safe, overwrite : bool, optional
         See `TableWriter`.
@@ -460,10 +478,12 @@ def write_predictions(
         fp32=fp32,
         progress=progress,
         statuses=statuses,
+        origins=origins,
     )
     kinds: list[Kind] = [_NUMBERS.get(name, str) for name in columns]
     if shape == "wide":
-        kinds[len(_STEM) :] = [kind for head in heads for kind in kinds_of(head, probabilities, coverage)]
+        first = len(_STEM) + origins * len(ORIGIN_COLUMNS)
+        kinds[first:] = [kind for head in heads for kind in kinds_of(head, probabilities, coverage)]
     with TableWriter(out, columns, excel_safe=excel_safe, overwrite=overwrite, kinds=kinds) as table:
         behind(rows, table.write, weigh=len, most=_CELLS_BEHIND, here=is_stream(out))
     return statuses

@@ -40,6 +40,7 @@ from bioxfer.corpus import (
     read_test_proteins,
 )
 from bioxfer.errors import InputError, UsageError
+from bioxfer.genes import Translation
 from bioxfer.pooling import POOLS, pool_residues
 
 __all__ = ["PretrainOptions", "learning_rate_at", "masked_perplexity", "pretrain"]
@@ -345,6 +346,7 @@ def pretrain(
     out: str | Path,
     *,
     options: PretrainOptions,
+    translation: Translation | None = None,
     valid: str | Path | None = None,
     sources: Sequence[str | Path] = (),
     exclude: Sequence[str | Path] = (),
@@ -358,8 +360,8 @@ def pretrain(
 
     Parameters
     ----------
-    corpus : sequence of path
-        Files for `Corpus.read`.
+    corpus, translation
+        Files for `Corpus.read`, and how their nucleotides become proteins.
     out : path
         Weights to write, ``.safetensors``.
     options : PretrainOptions
@@ -391,7 +393,7 @@ def pretrain(
             f"{len(options.source_weights)} weights for {len(sources)} sources; give one for each, or none"
         )
     _check_names([name_source(path) for path in sources])
-    proteins = Corpus.read(corpus)
+    proteins = Corpus.read(corpus, translation)
     if not len(proteins):
         raise InputError(
             f"{', '.join(map(str, corpus))}: no sequence to learn from; give a FASTA with proteins"

@@ -142,6 +142,7 @@ def wide_rows(
     readings: Mapping[int | None, Sequence[EmbeddedRecord]],
     probabilities: bool,
     coverage: float | None = None,
+    origins: bool = False,
 ) -> Iterator[list[object]]:
     """Yield a row per record.
 
@@ -157,8 +158,10 @@ def wide_rows(
         Whether there is one column per class.
     coverage : float, optional
         Share of the proteins whose set of labels, or range of numbers, shall hold the truth.
+    origins : bool, optional
+        Whether a row says where the protein is written, after the message.
     """
-    table: list[list[object]] = [[e.record.id, e.length, e.status, e.message] for e in some]
+    table = [e.stem(origins) for e in some]
     for head in heads:
         blank: list[object] = [None] * len(columns_of(head, probabilities, coverage))
         places, features = _features(readings[first_of(head)], head)
@@ -237,6 +240,7 @@ def long_rows(
     heads: Sequence[Head],
     readings: Mapping[int | None, Sequence[EmbeddedRecord]],
     by_residue: bool,
+    origins: bool = False,
 ) -> Iterator[list[object]]:
     """Yield a row per record, head and class, likeliest first, or per residue; see `wide_rows`.
 
@@ -245,7 +249,7 @@ def long_rows(
     ranked = [_ranked(some, readings, head) if isinstance(head, TrainedHead) else {} for head in heads]
     nowhere: list[object] = [None, None] if by_residue else []
     for place, e in enumerate(some):
-        stem: list[object] = [e.record.id, e.length, e.status, e.message]
+        stem = e.stem(origins)
         for head, answer in zip(heads, ranked, strict=True):
             if isinstance(head, ResidueHead) and e.residues is not None:
                 cells, chances = _label(e, head)

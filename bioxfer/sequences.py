@@ -9,27 +9,24 @@ residues (`<mask>` typed into a file is six invalid characters, never a token).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from bioxfer.errors import SequenceError, UsageError
 
 __all__ = [
     "AMINO_ACIDS",
+    "ORIGIN_COLUMNS",
     "RESIDUES",
     "CleanSequence",
     "OnInvalid",
+    "Origin",
     "SequenceRecord",
     "clean_protein",
     "looks_like_nucleotides",
-    "read_genetic_code",
     "remove_white_space",
     "show_character",
     "tell_nucleotides",
-    "translate_cds",
 ]
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
@@ -40,18 +37,62 @@ RESIDUES = AMINO_ACIDS + "XBZUO"
 
 OnInvalid = Literal["x", "error", "skip"]
 
+ORIGIN_COLUMNS: dict[str, type[str] | type[int]] = {
+    "source": str,
+    "strand": str,
+    "start": int,
+    "end": int,
+    "frame": int,
+    "genetic_code": int,
+}
+"""Columns of a table that says where proteins are written, and their types."""
+
 # ASCII only: a no-break space inside a sequence is a foreign character, and counted as one.
 _WHITE_SPACE = dict.fromkeys(map(ord, " \t\n\r\v\f"))
 _GAPS = dict.fromkeys(map(ord, "-."))
 _GAP = re.compile(r"[-.]")
 _INVALID = re.compile(f"[^{RESIDUES}{RESIDUES.lower()}]")
 
-_NO_NUCLEOTIDE = re.compile("[^ACGTRYSWKMBDHVN]")
-
 _NAMED_AT_MOST = 3  # invalid characters listed in a message before it says "..."
 _NUCLEOTIDES = "ACGTUN"
 _NUCLEOTIDE_SHARE = 0.95
 _NUCLEOTIDE_LENGTH = 20  # shorter peptides of these letters alone are not rare
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where in which nucleotide sequence a protein is written.
+
+    Attributes
+    ----------
+    source : str
+        Id of the nucleotide sequence.
+    strand : str
+        ``+``, ``-``, or ``mixed`` of exons on both; empty where nothing was translated.
+    start, end : int or None
+        First and last nucleotide, counted from 1 on the strand that the file holds, the stop codon
+        included, as in GenBank; of joined exons the outermost.
+    frame : int or None
+        1, 2 or 3: `start` is the first, second or third nucleotide, or a multiple of three after it;
+        -1, -2 and -3 are the same from the other end of the other strand.
+    genetic_code : int or None
+        NCBI's number of the table by which it was translated.
+    oddities : tuple of str
+        What a coding sequence should not have, or lacks.
+    """
+
+    source: str
+    strand: str = ""
+    start: int | None = None
+    end: int | None = None
+    frame: int | None = None
+    genetic_code: int | None = None
+    oddities: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> list[str | int | None]:
+        """What a table says of it, under :data:`ORIGIN_COLUMNS`."""
+        return [self.source, self.strand or None, self.start, self.end, self.frame, self.genetic_code]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +118,8 @@ class SequenceRecord:
         of the record's row; empty if it is as it was read.
     renamed_from : str
         The id as read, where another record bears it; empty if `id` is as read.
+    origin : Origin or None
+        Of a protein that was translated, where from.
 
     Examples
     --------
@@ -94,6 +137,7 @@ class SequenceRecord:
     cluster: str | None = None
     note: str = ""
     renamed_from: str = ""
+    origin: Origin | None = None
 
     @property
     def place(self) -> str:
@@ -235,105 +279,8 @@ def tell_nucleotides(record: SequenceRecord) -> str:
     """Word the warning of a record that `looks_like_nucleotides`, with its place and the remedy."""
     return (
         f"{record.place} looks like nucleotides where a protein is expected; use --translate cds "
-        "if it is a coding sequence"
+        "if it is a coding sequence, auto if it may be one"
     )
-
-
-def translate_cds(record: SequenceRecord, *, table: int = 1) -> SequenceRecord:
-    """Translate a coding sequence, from its first nucleotide to its last, into a protein.
-
-    One final stop codon is dropped; a stop codon before the end becomes ``*``, which
-    :func:`clean_protein` turns into X and counts. A codon that is ambiguous beyond one
-    amino acid becomes X (or B, Z, J). Where the sequence ends in a stop codon it is taken
-    for complete, so that another start codon of the table than ATG, first in it, becomes M
-    as in the living cell. A sequence that is no coding sequence is not guessed at: the
-    protein is empty and the note says why.
-
-    Parameters
-    ----------
-    record : SequenceRecord
-        DNA or RNA, IUPAC ambiguity codes included, in either case.
-    table : int
-        NCBI's number of the genetic code: 1 is the standard one, 2 that of vertebrate
-        mitochondria, 11 that of bacteria.
-
-    Returns
-    -------
-    SequenceRecord
-        The same record with the protein for its sequence, and a note for its row.
-
-    Raises
-    ------
-    UsageError
-        There is no such genetic code.
-
-    Examples
-    --------
-    >>> protein = translate_cds(SequenceRecord("cds", "ATGGCNTGGTGA"))
-    >>> protein.sequence, protein.note
-    ('MAW', 'translated from 12 nucleotides')
-    >>> translate_cds(SequenceRecord("cut", "ATGGC")).note
-    'not translated: its length, 5, is not a multiple of three'
-    """
-    codons, starts, stops = read_genetic_code(table)
-    text = remove_white_space(record.sequence).upper().replace("U", "T")
-    foreign = _NO_NUCLEOTIDE.search(text)
-    if not text:
-        return record
-    if foreign is not None:
-        shown = f"'{show_character(foreign.group())}' at {foreign.start() + 1}"
-        return replace(record, sequence="", note=f"not translated: {shown} is not a nucleotide")
-    if len(text) % 3:
-        note = f"not translated: its length, {len(text)}, is not a multiple of three"
-        return replace(record, sequence="", note=note)
-    note = f"translated from {len(text)} nucleotides" + (f" by genetic code {table}" if table != 1 else "")
-    parts = [text[place : place + 3] for place in range(0, len(text), 3)]
-    complete = parts[-1] in stops
-    if complete:
-        parts.pop()
-    if not parts:
-        note += ", a stop codon alone"
-    protein = [codons.get(codon, "X") for codon in parts]
-    if complete and parts and parts[0] in starts and protein[0] != "M":
-        note += f", start codon {parts[0]} read as M"
-        protein[0] = "M"
-    return replace(record, sequence="".join(protein), note=note)
-
-
-@lru_cache(maxsize=4)
-def read_genetic_code(table: int) -> tuple[Mapping[str, str], frozenset[str], frozenset[str]]:
-    """Look a genetic code up in Biopython's copy of NCBI's tables.
-
-    Returns
-    -------
-    codons : mapping of str to str
-        Amino acid, or ``*``, of each codon, ambiguous ones included where their meaning is not.
-    starts, stops : frozenset of str
-        Codons that begin and end a protein; some codes have codons that both end it and mean a residue.
-
-    Raises
-    ------
-    UsageError
-        There is no such genetic code.
-    """
-    from itertools import product
-
-    from Bio.Data.CodonTable import TranslationError, ambiguous_dna_by_id
-
-    if table not in ambiguous_dna_by_id:
-        known = ", ".join(map(str, sorted(ambiguous_dna_by_id)))
-        raise UsageError(f"there is no genetic code {table}; NCBI numbers them {known}")
-    code = ambiguous_dna_by_id[table]
-    stops = frozenset(code.stop_codons)
-    codons = {}
-    for letters in product("ACGTRYSWKMBDHVN", repeat=3):
-        codon = "".join(letters)
-        try:
-            codons[codon] = code.forward_table[codon]
-        except (KeyError, TranslationError):  # a stop codon; or more than one meaning
-            if codon in stops:
-                codons[codon] = "*"
-    return MappingProxyType(codons), frozenset(code.start_codons), stops
 
 
 def remove_white_space(text: str) -> str:

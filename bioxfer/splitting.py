@@ -15,8 +15,9 @@ import numpy.typing as npt
 from bioxfer.audits import part_of
 from bioxfer.clusters import HomologyKFold, cluster_records, homology_split
 from bioxfer.errors import InputError, LabelError, UsageError
+from bioxfer.genes import Translation
 from bioxfer.homology import Method
-from bioxfer.io import OnDuplicate, read_labels, read_sequences
+from bioxfer.io import OnDuplicate, iter_proteins, read_labels
 from bioxfer.quoting import plain_label
 from bioxfer.residue_tasks import look_like_residue_labels
 from bioxfer.sequences import (
@@ -24,7 +25,6 @@ from bioxfer.sequences import (
     clean_protein,
     looks_like_nucleotides,
     tell_nucleotides,
-    translate_cds,
 )
 from bioxfer.tasks.label_sets import look_joined, split_label
 from bioxfer.tasks.regression import find_gaps, look_continuous
@@ -75,7 +75,7 @@ def read_to_split(
     labels: str | os.PathLike[str] | None = None,
     *,
     on_duplicate: OnDuplicate = "error",
-    genetic_code: int | None = None,
+    translation: Translation | None = None,
 ) -> list[SequenceRecord]:
     """Read all records, with labels or without.
 
@@ -85,7 +85,7 @@ def read_to_split(
         FASTA, or a table that may carry ``label`` and ``cluster`` columns itself.
     labels : path, optional
         Label file for `read_labels`; records without a row in it keep what `source` says, and are counted.
-    on_duplicate, genetic_code
+    on_duplicate, translation
         As in `bioxfer.training.read_labelled`.
 
     Raises
@@ -95,15 +95,13 @@ def read_to_split(
     LabelError
         No id is on both sides.
     UsageError
-        Records are to be renamed and labels found by their ids, or there is no such genetic code.
+        Records are to be renamed and labels found by their ids.
     """
     if labels is not None and on_duplicate == "rename":
         raise UsageError("a label file tells records by their ids, so none may be renamed; make ids unique")
-    records = read_sequences(source, on_duplicate=on_duplicate)
+    records = list(iter_proteins(source, translation, on_duplicate=on_duplicate))
     if not records:
         raise InputError(f"{source} holds no sequence, so there is nothing to split; give another file")
-    if genetic_code is not None:
-        records = [translate_cds(record, table=genetic_code) for record in records]
     if labels is not None:
         known = read_labels(labels)
         found = [known.get(record.id) for record in records]

@@ -19,17 +19,18 @@ from bioxfer.clusters import cluster_records
 from bioxfer.embedding import Long, resolve_layer
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.evaluate import audit_leakage, score_answers, score_predictions
+from bioxfer.genes import Translation
 from bioxfer.head_training import HeadChoice, check_options, train_head
 from bioxfer.heads import TrainedHead
 from bioxfer.homology import Method, choose_method
 from bioxfer.honesty import describe_sets
-from bioxfer.io import OnDuplicate, match_labels, read_labels, read_sequences
+from bioxfer.io import OnDuplicate, iter_proteins, match_labels, read_labels
 from bioxfer.quoting import name_labels, quote_label
 from bioxfer.represented import Represented, represent
 from bioxfer.residue_labels import choose_residue_task
 from bioxfer.residue_training import evaluate_residue_head, keep_sides, train_residue_head
 from bioxfer.residues import ResidueHead
-from bioxfer.sequences import OnInvalid, SequenceRecord, translate_cds
+from bioxfer.sequences import OnInvalid, SequenceRecord
 from bioxfer.tasks import SEPARATORS, Multilabel, Regression, Task, split_label, task_from_name
 from bioxfer.transfer_data import TransferOptions, move
 
@@ -45,7 +46,7 @@ def read_labelled(
     labels: str | os.PathLike[str] | None,
     *,
     on_duplicate: OnDuplicate = "error",
-    genetic_code: int | None = None,
+    translation: Translation | None = None,
 ) -> list[SequenceRecord]:
     """Read records with their labels, from one table or from sequences and a label file.
 
@@ -57,24 +58,28 @@ def read_labelled(
         Label file for `read_labels`.
     on_duplicate : {"error", "rename"}, optional
         See `read_sequences`; a label file cannot tell renamed records apart.
-    genetic_code : int, optional
-        The records are coding sequences, to be translated after this table of NCBI's.
+    translation : Translation, optional
+        How nucleotides become proteins; ids of labels are then those of the proteins.
 
     Raises
     ------
     LabelError
         If no record has a label.
     UsageError
-        If records are to be renamed and labels found by their ids, or there is no such genetic code.
+        If records are to be renamed and labels found by their ids, or one record gives several
+        proteins that its own label cannot be of.
     """
     if labels is not None and on_duplicate == "rename":
         raise UsageError(
             "a label file tells records by their ids, so none may be renamed; "
             "make ids unique, or put the labels into a label column of the sequences' table"
         )
-    records = read_sequences(source, on_duplicate=on_duplicate)
-    if genetic_code is not None:
-        records = [translate_cds(record, table=genetic_code) for record in records]
+    if labels is None and translation is not None and translation.several:
+        raise UsageError(
+            f"--translate {translation.how} makes several proteins of one record, and its label cannot be "
+            "that of each; name them CONTIG_1, CONTIG_2, ... in a label file (--labels)"
+        )
+    records = list(iter_proteins(source, translation, on_duplicate=on_duplicate))
     if labels is not None:
         records, report = match_labels(records, read_labels(labels), source=str(labels))
         (log.warning if "without" in report else log.info)("%s", report)

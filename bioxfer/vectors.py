@@ -1,8 +1,8 @@
 """Write embeddings to files: one entry for every record, whole or not at all.
 
 ========== =====================================================================
-``.csv``   ``id, length, status, message`` and one column per dimension; also
-           ``.tsv``, ``.csv.gz`` and the like
+``.csv``   ``id, length, status, message`` (and the origin, if asked for) and
+           one column per dimension; also ``.tsv``, ``.csv.gz`` and the like
 ``.parquet`` the same columns
 ``.npz``   arrays ``ids, lengths, statuses, messages, vectors: (N, D)``; with
            per-residue output ``residues: (T, D)`` and ``offsets: (N + 1,)``
@@ -32,6 +32,7 @@ from bioxfer.engine import Vector
 from bioxfer.errors import MissingExtraError, UsageError
 from bioxfer.output import TableWriter, is_stream, publish, table_format
 from bioxfer.relay import behind, close
+from bioxfer.sequences import ORIGIN_COLUMNS
 
 __all__ = ["check_vector_format", "write_vectors"]
 
@@ -75,6 +76,7 @@ def write_vectors(
     width: int,
     facts: Facts,
     per_residue: bool = False,
+    origins: bool = False,
     excel_safe: bool = False,
     overwrite: bool = True,
 ) -> Counter[str]:
@@ -94,6 +96,9 @@ def write_vectors(
         What made the vectors (model, layer, ...); kept in ``.npz`` and ``.h5``.
     per_residue : bool, optional
         Whether to write ``(L, D)`` matrices instead of pooled vectors.
+    origins : bool, optional
+        Whether a table says where translated proteins are written; in ``.npz`` and ``.h5`` their
+        messages do.
     excel_safe, overwrite : bool, optional
         See `TableWriter`.
 
@@ -128,14 +133,15 @@ def write_vectors(
             )
     else:
         names = [f"{part}_{number}" for part in parse_pool(pool) for number in range(width)]
+        extra = ORIGIN_COLUMNS if origins else {}
         with TableWriter(
             path,
-            [*_STEM, *names],
+            [*_STEM, *extra, *names],
             excel_safe=excel_safe,
             overwrite=overwrite,
-            kinds=[str, int, str, str, *[float] * len(names)],
+            kinds=[str, int, str, str, *extra.values(), *[float] * len(names)],
         ) as table:
-            hand(lambda rows: table.write(_cells(each, pool, len(names)) for each in rows))
+            hand(lambda rows: table.write(_cells(each, pool, len(names), origins) for each in rows))
     return statuses
 
 
@@ -145,11 +151,11 @@ def _weigh(each: EmbeddedRecord) -> int:
     return _RECORD + 2 * each.length + sum(held.nbytes for held in arrays)
 
 
-def _cells(each: EmbeddedRecord, pool: str, count: int) -> Sequence[object]:
+def _cells(each: EmbeddedRecord, pool: str, count: int, origins: bool) -> Sequence[object]:
     vector = each.vector(pool)
     # As numpy scalars, whose str() is the shortest text that reads back to the same float32.
     values: Sequence[object] = [None] * count if vector is None else list(vector)
-    return [each.record.id, each.length, each.status, each.message, *values]
+    return [*each.stem(origins), *values]
 
 
 def _write_npz(

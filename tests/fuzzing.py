@@ -1089,6 +1089,70 @@ def check_table(path: Path) -> None:
         _check_rows(found, data, ("id", "sequence"), _delimiters(path))
 
 
+_GENBANK = (
+    b"LOCUS       T1                        24 bp    DNA     linear   BCT 01-JAN-2026\nDEFINITION  Two.\n"
+    b"ACCESSION   T1\nVERSION     T1.1\nFEATURES             Location/Qualifiers\n"
+    b'     CDS             join(1..6,10..15)\n                     /gene="a"\n'
+    b"                     /transl_except=(pos:4..6,aa:Sec)\n"
+    b"     CDS             complement(<1..>24)\n                     /codon_start=2\n"
+    b'                     /transl_table=11\n                     /translation="FFFL"\n'
+    b"ORIGIN\n        1 atgtgagtaa aataaaaaaa aaaa\n//\n"
+    b"LOCUS       T2                         9 bp    DNA     linear   BCT 01-JAN-2026\nDEFINITION  None.\n"
+    b"ACCESSION   T2\nVERSION     T2.1\nFEATURES             Location/Qualifiers\n"
+    b"     source          1..9\nORIGIN\n        1 atgaaataa\n//\n",
+    b"LOCUS       P1                         3 aa            linear   BCT 01-JAN-2026\nDEFINITION  One.\n"
+    b"ACCESSION   P1\nVERSION     P1.1\nORIGIN\n        1 mkv\n//\n",
+)
+_FASTQ = (
+    b"@r1 first\nATGAAATAA\n+\nIIIIIIIII\n@r2\nATGA\nAA\n+r2\n@III\n+I\n@r3\n\n+\n\n",
+    b"@a\r\nACGT\r\n+\r\nIIII\r\n",
+)
+_GFF = (
+    b"##gff-version 3\nc1\t.\tCDS\t1\t6\t.\t+\t0\tID=a;Parent=t\nc1\t.\tCDS\t10\t15\t.\t+\t0\tID=a;Parent=t\n"
+    b"c2\tx\tCDS\t1\t9\t.\t-\t2\tlocus_tag=b%3B;partial=01;transl_table=11;transl_except=(pos:1..3%2Caa:Sec)\n",
+    b"c2\t.\tmRNA\t1\t9\t.\t+\t.\tID=m\nc2\t.\tCDS\t1\t3\t.\t+\t0\tID=x;Parent=m\n"
+    b"c2\t.\tCDS\t4\t9\t.\t+\t0\tID=y;Parent=m\n##FASTA\n>c2\nACGT\n",
+)
+
+
+def check_nucleotides(path: Path) -> None:
+    """Every way to translate gives each record a row, and tells what it did."""
+    from bioxfer.genes import Translation
+    from bioxfer.io import iter_proteins
+
+    for how in ("off", "auto", "cds", "orf", "six-frame"):
+        _check_proteins(list(iter_proteins(path, Translation(how, min_orf=2))))
+
+
+def check_gff(path: Path) -> None:
+    """The same of the coding sequences of a GFF3 file beside a FASTA."""
+    from bioxfer.genes import Translation
+    from bioxfer.io import iter_proteins
+
+    contigs = path.with_name("in.fasta")
+    contigs.write_text(">c1\nATGAAAGTAAAATAAC\n>c2\nATGAAATAA\n>c3\nATG\n")
+    found = list(iter_proteins(contigs, Translation(gff=path)))
+    _check_proteins(found)
+    assert {record.origin.source for record in found} == {"c1", "c2", "c3"}
+
+
+def _check_proteins(found: list[SequenceRecord]) -> None:
+    ids = [record.id for record in found]
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
+    for record in found:
+        origin = record.origin
+        if origin is None:
+            continue
+        assert record.note
+        if origin.start is None:
+            assert not record.sequence or record.note.endswith("auto: read as a protein")
+        else:
+            assert 1 <= origin.start <= origin.end
+            if "no nucleotides" not in record.note and "parts overlap" not in record.note:
+                assert len(record.sequence) <= (origin.end - origin.start + 1) // 3
+
+
 def check_label_file(path: Path) -> None:
     """The labels of a table are its cells."""
     from bioxfer.io import read_labels
@@ -1159,6 +1223,9 @@ TARGETS = {
     "fasta": Target("in.fasta", lambda: list(_FASTA), spoil_fasta, check_fasta),
     "table": Target("in.csv", lambda: list(_TABLES), spoil_fasta, check_table),
     "tsv": Target("in.tsv", lambda: list(_TABLES), spoil_fasta, check_table),
+    "genbank": Target("in.gb", lambda: list(_GENBANK), spoil_fasta, check_nucleotides),
+    "fastq": Target("in.fastq", lambda: list(_FASTQ), spoil_fasta, check_nucleotides),
+    "gff": Target("in.gff", lambda: list(_GFF), spoil_fasta, check_gff),
     "labels": Target("labels.csv", lambda: list(_TABLES), spoil_fasta, check_label_file),
     "split": Target("split.csv", lambda: list(_TABLES[:3]), spoil_bytes, check_parts),
     "residue labels": Target("labels.csv", lambda: list(_TABLES[3:]), spoil_bytes, check_residue_labels),

@@ -338,8 +338,8 @@ def test_unreadable_file_is_an_input_error():
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"LOCUS       NM_000558  577 bp", "a GenBank file"),
-        (b"@read1\nACGT\n+\nIIII\n", "a FASTQ file"),
+        (b"##gff-version 3\n", "a GFF3 file"),
+        (b"@HD\tVN:1.6\n", "a SAM alignment"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG image"),
         (b"PK\x03\x04\x14\0\x06\0", "a zip archive"),
         ("MKV\n".encode("utf-16"), "UTF-16 text"),
@@ -357,8 +357,8 @@ def test_unknown_choices_are_refused(make):
     path = make(FASTA)
     with pytest.raises(UsageError, match="on_duplicate is 'drop'; choose"):
         read_sequences(path, on_duplicate="drop")
-    with pytest.raises(UsageError, match="format is 'genbank'; choose"):
-        read_sequences(path, format="genbank")
+    with pytest.raises(UsageError, match="format is 'embl'; choose"):
+        read_sequences(path, format="embl")
 
 
 # --- sequence tables ---------------------------------------------------------------------------------

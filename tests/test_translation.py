@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bioxfer.errors import UsageError
-from bioxfer.sequences import SequenceRecord, clean_protein, translate_cds
+from bioxfer.genes import translate_cds
+from bioxfer.sequences import SequenceRecord, clean_protein
 
 
 def protein_of(text: str, *, table: int = 1) -> str:

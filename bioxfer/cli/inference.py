@@ -15,12 +15,14 @@ from bioxfer.cli.options import (
     Duplicate,
     ExcelSafe,
     GeneticCode,
+    Gff,
     HeadsModel,
     InFile,
     Invalid,
     Layer,
     LongOption,
     LongProteins,
+    MinOrf,
     Model,
     Offline,
     OnDuplicateOption,
@@ -38,7 +40,7 @@ from bioxfer.cli.options import (
     TranslateOption,
     Verbose,
 )
-from bioxfer.cli.preparing import backbone_loader, given_files, open_cache, read_records
+from bioxfer.cli.preparing import as_translation, backbone_loader, given_files, open_cache
 from bioxfer.cli.terminal import report_records, show_progress, start_messages
 
 __all__ = ["embed_command", "predict_command"]
@@ -92,6 +94,8 @@ def predict_command(
     degap: Degap = False,
     translate: TranslateOption = Translate.off,
     genetic_code: GeneticCode = 1,
+    min_orf: MinOrf = 30,
+    gff: Gff = None,
     resume: Resume = True,
     overwrite: Overwrite = False,
     offline: Offline = False,
@@ -102,7 +106,8 @@ def predict_command(
     """Predict with trained heads, such as the structure class or the place in the cell of every protein.
 
     One row per record, in input order. Columns: id, length, status (ok, windowed, truncated, skipped,
-    failed), message; then, for each head, its label, the calibrated score, the nearest training protein
+    failed), message; with --translate or --gff also source, strand, start, end, frame and genetic_code; then,
+    for each head, its label, the calibrated score, the nearest training protein
     with its cosine similarity, and a flag (in-domain or far); with --coverage also its label set, likeliest
     first. A long table has head, rank, label and score
     instead; where a head says unknown, that is a row of rank 0, without a score, before its classes. The
@@ -111,11 +116,13 @@ def predict_command(
     position and residue too.
     """
     start_messages(quiet=quiet, verbose=verbose)
+    from bioxfer.io import iter_proteins
     from bioxfer.output import check_output, table_format
 
     table_format(out)
-    check_output(out, inputs=[source, *given_files(head)], overwrite=overwrite)
-    records = read_records(source, on_duplicate.value, translate, genetic_code)
+    check_output(out, inputs=[source, *given_files([*(head or ()), gff])], overwrite=overwrite)
+    translation = as_translation(translate, genetic_code, min_orf, gff)
+    records = iter_proteins(source, translation, on_duplicate=on_duplicate.value)
     from bioxfer.prediction import load_heads, name_backbone, write_predictions
 
     heads = load_heads(head or None)
@@ -137,6 +144,7 @@ def predict_command(
             cache=cache,
             ahead=os.path.isfile(source),
             fp32=partial(load, "fp32", again=True),
+            origins=translation.traced,
             excel_safe=excel_safe,
             overwrite=overwrite,
             progress=progress,
@@ -172,6 +180,8 @@ def embed_command(
     degap: Degap = False,
     translate: TranslateOption = Translate.off,
     genetic_code: GeneticCode = 1,
+    min_orf: MinOrf = 30,
+    gff: Gff = None,
     resume: Resume = True,
     overwrite: Overwrite = False,
     offline: Offline = False,
@@ -182,17 +192,20 @@ def embed_command(
     """Turn every protein into one vector, or into one vector per residue.
 
     A table has the columns id, length, status, message, mean_0, mean_1, ...; .npz and .h5 keep the same
-    beside the arrays. A record without a vector (skipped or failed) has empty cells, or NaN.
+    beside the arrays. With --translate or --gff a table also says source, strand, start, end, frame and
+    genetic_code. A record without a vector (skipped or failed) has empty cells, or NaN.
     """
     start_messages(quiet=quiet, verbose=verbose)
+    from bioxfer.io import iter_proteins
     from bioxfer.output import check_output
     from bioxfer.pooling import parse_pool
     from bioxfer.vectors import check_vector_format, write_vectors
 
     check_vector_format(out, per_residue=per_residue)
-    check_output(out, inputs=[source], overwrite=overwrite)
+    check_output(out, inputs=[source, *given_files([gff])], overwrite=overwrite)
     parse_pool(pool)
-    records = read_records(source, on_duplicate.value, translate, genetic_code)
+    translation = as_translation(translate, genetic_code, min_orf, gff)
+    records = iter_proteins(source, translation, on_duplicate=on_duplicate.value)
     from bioxfer.embedding import embed_records, resolve_layer
 
     load = backbone_loader(model, device=device, offline=offline, threads=threads)
@@ -226,6 +239,7 @@ def embed_command(
                 "precision": backbone.precision,
             },
             per_residue=per_residue,
+            origins=translation.traced,
             excel_safe=excel_safe,
             overwrite=overwrite,
         )

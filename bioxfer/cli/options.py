@@ -16,6 +16,7 @@ __all__ = [
     "Duplicate",
     "ExcelSafe",
     "GeneticCode",
+    "Gff",
     "HeadForm",
     "HeadsModel",
     "Identity",
@@ -25,6 +26,7 @@ __all__ = [
     "Layer",
     "LongOption",
     "LongProteins",
+    "MinOrf",
     "Model",
     "Offline",
     "OnDuplicateOption",
@@ -92,7 +94,11 @@ class Translate(str, Enum):
     """How nucleotides become proteins."""
 
     off = "off"
+    auto = "auto"
     cds = "cds"
+    orf = "orf"
+    six_frame = "six-frame"
+    genes = "genes"
 
 
 class TableShape(str, Enum):
@@ -135,7 +141,10 @@ class Split(str, Enum):
 
 InFile = Annotated[
     str,
-    typer.Argument(metavar="IN", help="FASTA, or CSV/TSV with id,sequence; may be compressed; - is stdin."),
+    typer.Argument(
+        metavar="IN",
+        help="FASTA, FASTQ, GenBank, or CSV/TSV with id,sequence; may be compressed; - is stdin.",
+    ),
 ]
 OutTable = Annotated[
     str,
@@ -202,7 +211,25 @@ OnDuplicateOption = Annotated[
 Degap = Annotated[bool, typer.Option("--degap", help="Remove the gaps - and . of an alignment.")]
 TranslateOption = Annotated[
     Translate,
-    typer.Option("--translate", help="cds: records are coding sequences, read from their first nucleotide."),
+    typer.Option(
+        "--translate",
+        help="How nucleotides are read. cds: from the first to the last; orf: the longest open reading frame "
+        "of both strands; six-frame: each of --min-orf residues or more; genes: Prodigal's gene calls (extra "
+        "genes); auto: by each record's letters, proteins as they are, else cds or orf. GenBank's coding "
+        "sequences are read as annotated.",
+    ),
+]
+MinOrf = Annotated[
+    int,
+    typer.Option(
+        "--min-orf", min=1, metavar="N", help="Residues of the shortest open reading frame of six frames."
+    ),
+]
+Gff = Annotated[
+    str | None,
+    typer.Option(
+        "--gff", metavar="FILE", help="GFF3 with the coding sequences (CDS) on the nucleotides of IN."
+    ),
 ]
 GeneticCode = Annotated[
     int,

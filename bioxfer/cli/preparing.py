@@ -12,10 +12,9 @@ from bioxfer.cli.options import Translate
 if TYPE_CHECKING:
     from bioxfer.backbones import Backbone
     from bioxfer.cache import EmbeddingCache
-    from bioxfer.io import OnDuplicate
-    from bioxfer.sequences import SequenceRecord
+    from bioxfer.genes import Translation
 
-__all__ = ["backbone_loader", "given_files", "open_cache", "read_records"]
+__all__ = ["as_translation", "backbone_loader", "given_files", "open_cache"]
 
 log = logging.getLogger("bioxfer")
 
@@ -25,18 +24,13 @@ def given_files(names: Sequence[str | None] | None) -> list[str]:
     return [name for name in names or () if name is not None]
 
 
-def read_records(
-    source: str, on_duplicate: OnDuplicate, translate: Translate, genetic_code: int
-) -> Iterator[SequenceRecord]:
-    """Open the input, and put translation between it and its reader if that is asked for."""
-    from bioxfer.io import iter_sequences
-    from bioxfer.sequences import read_genetic_code, translate_cds
+def as_translation(
+    translate: Translate, genetic_code: int, min_orf: int | None = None, gff: str | None = None
+) -> Translation:
+    """Put the options that make proteins of nucleotides together; what is wrong is refused here."""
+    from bioxfer.genes import MIN_ORF, Translation
 
-    records = iter_sequences(source, on_duplicate=on_duplicate)
-    if translate is Translate.off:
-        return records
-    read_genetic_code(genetic_code)  # an unknown one is refused before a model loads
-    return (translate_cds(record, table=genetic_code) for record in records)
+    return Translation(translate.value, genetic_code, MIN_ORF if min_orf is None else min_orf, gff)
 
 
 def backbone_loader(name: str, *, device: str, offline: bool, threads: int | None) -> Callable[..., Backbone]:

@@ -14,8 +14,10 @@ from bioxfer.cli.options import (
     Duplicate,
     ExcelSafe,
     GeneticCode,
+    Gff,
     Identity,
     InFile,
+    MinOrf,
     OnDuplicateOption,
     Overwrite,
     Quiet,
@@ -25,7 +27,7 @@ from bioxfer.cli.options import (
     TranslateOption,
     Verbose,
 )
-from bioxfer.cli.preparing import given_files
+from bioxfer.cli.preparing import as_translation, given_files
 from bioxfer.cli.terminal import start_messages
 from bioxfer.errors import UsageError
 
@@ -98,6 +100,8 @@ def split_command(
     on_duplicate: OnDuplicateOption = Duplicate.error,
     translate: TranslateOption = Translate.off,
     genetic_code: GeneticCode = 1,
+    min_orf: MinOrf = 30,
+    gff: Gff = None,
     threads: Threads = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -123,7 +127,7 @@ def split_command(
     from bioxfer.splitting import describe_partition, read_to_split, split_records
 
     table_format(out)
-    check_output(out, inputs=[source, *given_files([labels])], overwrite=overwrite)
+    check_output(out, inputs=[source, *given_files([labels, gff])], overwrite=overwrite)
     shares = {"--valid": valid, "--test": test, "--dev": dev}
     for name, given in (shares | {"--folds": folds}).items():
         if audit is not None and given is not None:
@@ -132,12 +136,12 @@ def split_command(
             raise UsageError(f"--folds cuts all proteins into equal parts; leave {name} out")
     if audit is not None and labels is None and source == "-":
         raise UsageError("--audit reads IN twice, which standard input does not allow; name a file")
-    code = None if translate is Translate.off else genetic_code
+    translation = as_translation(translate, genetic_code, min_orf, gff)
     records = read_to_split(
         source,
         labels if audit is None else None,
         on_duplicate=on_duplicate.value,
-        genetic_code=code,
+        translation=translation,
     )
     if audit is not None:
         parts = read_parts(source if labels is None else labels, audit, records)

@@ -16,6 +16,7 @@ from bioxfer.cli.options import (
     Device,
     Duplicate,
     GeneticCode,
+    Gff,
     HeadForm,
     HeadsModel,
     Identity,
@@ -25,6 +26,7 @@ from bioxfer.cli.options import (
     Layer,
     LongOption,
     LongProteins,
+    MinOrf,
     Model,
     Offline,
     OnDuplicateOption,
@@ -42,7 +44,7 @@ from bioxfer.cli.options import (
     TranslateOption,
     Verbose,
 )
-from bioxfer.cli.preparing import backbone_loader, given_files, open_cache
+from bioxfer.cli.preparing import as_translation, backbone_loader, given_files, open_cache
 from bioxfer.cli.terminal import show_progress, start_messages
 from bioxfer.errors import UsageError
 
@@ -158,6 +160,8 @@ def train_command(
     degap: Degap = False,
     translate: TranslateOption = Translate.off,
     genetic_code: GeneticCode = 1,
+    min_orf: MinOrf = 30,
+    gff: Gff = None,
     resume: Resume = True,
     overwrite: Overwrite = False,
     offline: Offline = False,
@@ -177,7 +181,7 @@ def train_command(
 
     if not out.endswith(".safetensors"):
         raise UsageError(f"a head is a .safetensors file, not {out!r}; change the suffix")
-    check_output(out, inputs=[source, *given_files([labels, model])], overwrite=overwrite)
+    check_output(out, inputs=[source, *given_files([labels, model, gff])], overwrite=overwrite)
     parse_pool(pool)
     from bioxfer.cards import describe_card
     from bioxfer.training import read_labelled, train_on_records
@@ -186,7 +190,7 @@ def train_command(
         source,
         labels,
         on_duplicate=on_duplicate.value,
-        genetic_code=None if translate is Translate.off else genetic_code,
+        translation=as_translation(translate, genetic_code, min_orf, gff),
     )
     load = backbone_loader(model, device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
@@ -247,6 +251,8 @@ def evaluate_command(
     degap: Degap = False,
     translate: TranslateOption = Translate.off,
     genetic_code: GeneticCode = 1,
+    min_orf: MinOrf = 30,
+    gff: Gff = None,
     resume: Resume = True,
     overwrite: Overwrite = False,
     offline: Offline = False,
@@ -263,7 +269,7 @@ def evaluate_command(
     from bioxfer.output import TableWriter, check_output, table_format
 
     table_format(out)
-    check_output(out, inputs=[source, *given_files([head, labels, model])], overwrite=overwrite)
+    check_output(out, inputs=[source, *given_files([head, labels, model, gff])], overwrite=overwrite)
     from bioxfer.prediction import load_head, name_backbone
     from bioxfer.training import evaluate_on_records, read_labelled
 
@@ -272,7 +278,7 @@ def evaluate_command(
         source,
         labels,
         on_duplicate=on_duplicate.value,
-        genetic_code=None if translate is Translate.off else genetic_code,
+        translation=as_translation(translate, genetic_code, min_orf, gff),
     )
     load = backbone_loader(model or name_backbone(trained), device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
@@ -401,6 +407,9 @@ def pretrain_command(
     licence: Annotated[
         str, typer.Option("--licence", metavar="TEXT", help="Licence of corpus and sources, for the card.")
     ] = "not stated",
+    translate: TranslateOption = Translate.off,
+    genetic_code: GeneticCode = 1,
+    min_orf: MinOrf = 30,
     threads: Threads = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -448,6 +457,7 @@ def pretrain_command(
             compiled=compiled,
             seed=seed,
         ),
+        translation=as_translation(translate, genetic_code, min_orf),
         valid=valid,
         sources=[path for path, _ in sources],
         exclude=exclude or (),

@@ -39,7 +39,7 @@ from bioxfer.cli.options import (
     Translate,
     TranslateOption,
 )
-from bioxfer.cli.preparing import backbone_loader, given_files, open_cache
+from bioxfer.cli.preparing import as_translation, backbone_loader, given_files, open_cache
 from bioxfer.cli.terminal import show_progress, start_messages
 from bioxfer.errors import UsageError
 
@@ -232,11 +232,11 @@ def transfer_command(
     from bioxfer.transfer import CURVE_COLUMNS, curve_rows
     from bioxfer.transfer_data import Source, TransferOptions, keep_training_rows
 
-    code = None if translate is Translate.off else genetic_code
-    records = read_labelled(target, labels, on_duplicate=on_duplicate.value, genetic_code=code)
+    translation = as_translation(translate, genetic_code)
+    records = read_labelled(target, labels, on_duplicate=on_duplicate.value, translation=translation)
     others = []
     for path in source:
-        rows = read_labelled(path, None, on_duplicate=on_duplicate.value, genetic_code=code)
+        rows = read_labelled(path, None, on_duplicate=on_duplicate.value, translation=translation)
         others.append(Source(Path(path).name, keep_training_rows(Path(path).name, rows)))
     options = TransferOptions(
         sources=others,
