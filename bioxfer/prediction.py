@@ -31,6 +31,7 @@ from bioxfer.output import TableWriter, is_stream
 from bioxfer.relay import behind, close
 from bioxfer.residues import ResidueHead, read_head
 from bioxfer.rows import (
+    Batch,
     Head,
     Kind,
     check_sets,
@@ -38,6 +39,7 @@ from bioxfer.rows import (
     first_of,
     kinds_of,
     long_rows,
+    make_batch,
     reads_residues,
     wide_rows,
 )
@@ -168,6 +170,7 @@ def predict_rows(
     fp32: Callable[[], Backbone] | None = None,
     progress: Callable[[int], object] | None = None,
     statuses: Counter[str] | None = None,
+    watch: Callable[[Batch], object] | None = None,
 ) -> tuple[list[str], Iterator[list[object]]]:
     """Name the columns of a prediction table, and yield its rows.
 
@@ -197,6 +200,8 @@ def predict_rows(
         See `embed_records`.
     statuses : Counter, optional
         Counts the records by status as their rows are made.
+    watch : callable, optional
+        Is given the records with what was said of them, batch by batch, for a report.
 
     Returns
     -------
@@ -280,8 +285,13 @@ def predict_rows(
                 for first, engine in engines.items():
                     readings[first] = embed_first(some, engine, first=first, long=long)
                     _note_messages(some, readings[first], first)
+                made: list[list[object]] = []
+                if shape == "wide" or watch is not None:
+                    made = list(wide_rows(some, heads, readings, probabilities, coverage))
+                if watch is not None:
+                    watch(make_batch(some, heads, readings, made, probabilities, coverage))
                 if shape == "wide":
-                    yield from wide_rows(some, heads, readings, probabilities, coverage)
+                    yield from made
                 else:
                     yield from long_rows(some, heads, readings, by_residue)
         finally:
@@ -421,6 +431,7 @@ def write_predictions(
     excel_safe: bool = False,
     overwrite: bool = True,
     progress: Callable[[int], object] | None = None,
+    watch: Callable[[Batch], object] | None = None,
 ) -> Counter[str]:
     """Predict into a table that appears whole or not at all.
 
@@ -432,7 +443,7 @@ def write_predictions(
         The table, its format told by its suffix; ``-`` is standard output.
     heads, backbone, shape, probabilities, coverage, sets_where_possible
         See `predict_rows`.
-    long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress
+    long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress, watch
         See `predict_rows`.
     excel_safe, overwrite : bool, optional
         See `TableWriter`.
@@ -460,6 +471,7 @@ def write_predictions(
         fp32=fp32,
         progress=progress,
         statuses=statuses,
+        watch=watch,
     )
     kinds: list[Kind] = [_NUMBERS.get(name, str) for name in columns]
     if shape == "wide":

@@ -142,7 +142,7 @@ def describe_labels(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the card's ``labels``, ``warnings``, answers and, of classes, ``classes``: their counts and scores.
+    """Return the card's ``labels``, ``warnings``, answers and, of classes, ``classes`` with their scores.
 
     Parameters
     ----------

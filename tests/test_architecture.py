@@ -45,6 +45,7 @@ ROOMS = (
     "transfer_data",
     "residue_training",
     "residue_labels",
+    "judgement",
     "residue_judging",
     "residue_fitting",
     "residue_scores",
