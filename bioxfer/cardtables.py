@@ -144,7 +144,8 @@ def nearness_table(card: Card) -> str:
 
 def class_table(card: Card) -> str:
     """Write counts, precision, recall and F1 of each class."""
-    names = {"train": "training", "train_clusters": "clusters", "valid": "held out"}
+    called = str(card.get("split", {}).get("called", "held out"))
+    names = {"train": "training", "train_clusters": "clusters", "valid": called}
     classes = sorted(card.get("classes", ()), key=lambda each: str(each["label"]))
     counted = [key for key in names if classes and key in classes[0]]
     rows = [

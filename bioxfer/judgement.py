@@ -108,11 +108,12 @@ def judge_proteins(
     seed : int
         Of the bootstrap.
     """
-    task, options = head.task, {"temperature": head.temperature, "seed": seed}
+    task = head.task
+    options: dict[str, Any] = {"temperature": head.temperature, "seed": seed}
     predicted = task.predict(outputs)
     card: dict[str, Any] = {
         "name": head.name,
-        "split": {"how": "labelled proteins of an evaluation", "valid": len(ids)},
+        "split": {"called": "labelled", "valid": len(ids)},
         "metrics": scores,
         "calibration": describe_calibration(
             task, outputs, targets, groups, fitted_on="its training", **options
@@ -178,7 +179,7 @@ def judge_residues(
     task, places = head.task, np.arange(len(data))
     card: dict[str, Any] = {
         "name": head.name,
-        "split": {"how": "labelled proteins of an evaluation", "valid": len(data)},
+        "split": {"called": "labelled", "valid": len(data)},
         "metrics": scores,
         **describe_residue_calibration(task, head.temperature, data, places, groups, outputs, seed=seed),
         **judged.answers(),

@@ -463,13 +463,13 @@ def evaluate_on_records(
                     name = f"set_{key}_{level['coverage']}"
                     rows.append((name, _decimal(level[key]["value"]), _decimal(low), _decimal(high)))
     if watch is not None:
-        ids = [record.id for record in records]
+        there = usable.tolist()
         watch(
             judge_proteins(
                 head, rows, scores,
-                ids=[name for name, there in zip(ids, usable, strict=True) if there],
+                ids=[each.id for each, known in zip(records, there, strict=True) if known],
                 targets=targets, outputs=outputs, vectors=features, groups=groups, refused=refused,
-                left_out=[name for name, there in zip(ids, usable, strict=True) if not there], seed=seed,
+                left_out=[each.id for each, known in zip(records, there, strict=True) if not known], seed=seed,
             )
         )  # fmt: skip
     return rows

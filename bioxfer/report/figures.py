@@ -128,11 +128,11 @@ def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         ylim=(-0.02, 1.02),
         xlabel="probability given to the answer",
         ylabel="share of such answers that were right",
-        title=f"{plain(card['name'])}: reliability on {card['split']['valid']} held-out proteins\n"
+        title=f"{plain(card['name'])}: reliability on {card['split']['valid']} {_called(card)} proteins\n"
         f"calibration error {calibration['ece_after']:.3f}, chance alone {calibration['ece_if_honest']:.3f}",
     )
     ax.set_aspect("equal")
-    ax.legend(loc="upper left", frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
     return ax
 
 
@@ -303,7 +303,7 @@ def plot_confusion(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     ax.add_collection(cells)
     if len(labels) <= _MOST_COUNTS:
         for (row, column), count in counts.items():
-            dark = shares[row, column] > 0.5
+            dark = shares[row, column] > 0.7
             ax.text(column, row, str(count), ha="center", va="center", color="white" if dark else None)
     names = [plain_name(label) for label in labels]
     ax.set_xticks(range(len(labels)), names, rotation=90 if max(map(len, names)) > 3 else 0)
@@ -371,7 +371,7 @@ def plot_numbers(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     points = ax.scatter(true, said, s=12, color=COLOURS[0], alpha=0.6, linewidths=0)
     hover(points, [f"true {a:g}, said {b:g}" for a, b in predicted["pairs"]])
     few = f"{len(true)} of {predicted['of']}" if len(true) < predicted["of"] else f"{len(true)}"
-    ax.set(xlabel="true", ylabel="said", title=f"{plain(card['name'])}: {few} held-out answers")
+    ax.set(xlabel="true", ylabel="said", title=f"{plain(card['name'])}: {few} {_called(card)} answers")
     ax.set_aspect("equal", adjustable="datalim")
     return ax
 
@@ -487,6 +487,11 @@ def save_plot(card: Mapping[str, Any], path: str | os.PathLike[str], *, what: Pl
         assert figure is not None  # it was made with one
         with publish(path) as temporary:
             figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=undated)
+
+
+def _called(card: Mapping[str, Any]) -> str:
+    """Say what the judged proteins are: those of a card were held out, those of an evaluation not always."""
+    return plain(card.get("split", {}).get("called", "held-out"))
 
 
 def _check_held_out(card: Mapping[str, Any], what: str) -> None:

@@ -300,9 +300,7 @@ def draw_track(
     return ax
 
 
-def _draw_runs(
-    ax: Axes, labels: Sequence[str], said: Sequence[str], scores: Floats, width: int
-) -> None:
+def _draw_runs(ax: Axes, labels: Sequence[str], said: Sequence[str], scores: Floats, width: int) -> None:
     """Draw stretches of one class as boxes under the line."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
@@ -370,7 +368,7 @@ def plot_counts(
         hover(bar, [f"{name}: {size} {what}"])
     ax.set_yticks(range(len(bars)), [plain_name(name) for name in names])
     ax.invert_yaxis()
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set(xlabel=what, title=plain(title))
     return ax
 
@@ -401,6 +399,6 @@ def plot_histogram(
         hover(bar, [f"{low:.3g} to {high:.3g}: {count} {what}"])
     if mark is not None:
         ax.axvline(mark, color=COLOURS[1], linestyle="--", linewidth=1)
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="y", integer=True)
     ax.set(xlabel=x, ylabel=what, title=plain(title))
     return ax

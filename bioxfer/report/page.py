@@ -55,9 +55,10 @@ overflow-wrap:anywhere}}
 h3{{font-size:16px;margin:24px 0 8px}}
 p{{margin:6px 0;max-width:80ch}}
 .lead{{color:var(--grey);margin:0 0 20px;overflow-wrap:anywhere}}
-.tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:16px 0}}
+.tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,170px),1fr));
+gap:12px;margin:16px 0}}
 .tile{{background:var(--card);border-radius:8px;padding:12px 14px}}
-.tile b{{display:block;font-size:22px;line-height:1.3;font-variant-numeric:tabular-nums;
+.tile b{{display:block;font-size:19px;line-height:1.3;font-variant-numeric:tabular-nums;
 overflow-wrap:anywhere}}
 .tile span{{font-size:13px;color:var(--grey)}}
 .figures{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:28px 32px;
@@ -216,7 +217,7 @@ class Page:
             self._figures += 1
             svg = figure_to_svg(figure, key=f"f{self._figures}", title=title)
         kind = ' class="broad"' if size[0] > 2 * size[1] else ""
-        caption = to_html(title) + (f" {to_html(note)}" if note else "")
+        caption = to_html(f"{title}. {note}" if note else title)
         self._row.append(
             f'<figure{kind} data-figure="{to_html(name)}"><figcaption>{caption}</figcaption>{svg}</figure>'
         )

@@ -28,6 +28,7 @@ from bioxfer.rows import Batch, Head
 __all__ = ["PredictionReport"]
 
 _SHARE_BINS = 20  # of scores and similarities, 0 to 1
+_SHARES = [number / _SHARE_BINS for number in range(_SHARE_BINS + 1)]
 _NUMBER_BINS = 24
 _ROWS_NAMED = 25  # of each kind of row that deserves a second look
 _TRACKS = 5  # proteins whose residues are drawn, for each head
@@ -226,37 +227,15 @@ class PredictionReport:
             )
         if seen.numbers:
             page.draw("values", partial(_draw_numbers, seen), size=_SMALL)
-        edges = np.linspace(0, 1, _SHARE_BINS + 1).tolist()
         if seen.scores.any():
-            x = (
-                "mean probability of the residues"
-                if isinstance(head, ResidueHead)
-                else "calibrated probability"
-            )
-            page.draw(
-                "scores",
-                lambda ax: plot_histogram(
-                    seen.scores.tolist(), edges, x=x, title=f"{head.name}: scores", ax=ax
-                ),
-                size=_SMALL,
-            )
-        page.draw(
-            "similarity",
-            lambda ax: plot_histogram(
-                seen.similarities.tolist(), edges, x="cosine to the nearest training protein", mark=head.index.far,
-                title=f"{head.name}: {seen.flags['far']} of {answered} far (left of the line)", ax=ax,
-            ),
-            size=_SMALL,
-        )  # fmt: skip
+            page.draw("scores", partial(_draw_scores, seen), size=_SMALL)
+        page.draw("similarity", partial(_draw_similarities, seen), size=_SMALL)
         points = [seen.sample[slot] for slot in sorted(seen.sample)]
         if points:
             page.draw("map", partial(self._draw_map, seen, points), size=(4.8, 4.6))
-        for id_, sequence, said, scores in seen.tracks:
-            page.draw(
-                "track",
-                partial(_draw_track, head, id_, sequence, said, scores),
-                size=(9.6, 2.0),
-            )
+        for id_, sequence, said, scores in seen.tracks if isinstance(head, ResidueHead) else ():
+            drawn = partial(draw_track, head, said, scores, sequence=sequence, name=id_)
+            page.draw("track", lambda ax, drawn=drawn: drawn(ax=ax), size=(9.6, 2.0))
         for rows, most, title, name in (
             (seen.farthest, _ROWS_NAMED, "farthest from all that it learnt from", "similarity"),
             # of few, most are no worse than others
@@ -279,12 +258,6 @@ class PredictionReport:
         )
 
 
-def _draw_track(
-    head: ResidueHead, id_: str, sequence: str, said: list[str], scores: npt.NDArray[Any], ax: Any
-) -> None:
-    draw_track(head, said, scores, sequence=sequence, name=id_, ax=ax)
-
-
 def _draw_lengths(lengths: npt.NDArray[np.int64], ax: Any) -> None:
     counts, edges = np.histogram(lengths, bins=_NUMBER_BINS)
     plot_histogram(counts.tolist(), edges.tolist(), x="residues", title="Lengths of the records", ax=ax)
@@ -296,3 +269,20 @@ def _draw_numbers(seen: _Seen, ax: Any) -> None:
     by_residue = isinstance(seen.head, ResidueHead)
     x = "mean over the residues of a protein" if by_residue else "predicted"
     plot_histogram(counts.tolist(), edges.tolist(), x=x, title=f"{seen.head.name}: numbers", ax=ax)
+
+
+def _draw_scores(seen: _Seen, ax: Any) -> None:
+    x = "mean probability of the residues" if isinstance(seen.head, ResidueHead) else "calibrated probability"
+    plot_histogram(seen.scores.tolist(), _SHARES, x=x, title=f"{seen.head.name}: scores", ax=ax)
+
+
+def _draw_similarities(seen: _Seen, ax: Any) -> None:
+    far, answered = seen.flags["far"], sum(seen.flags.values())
+    plot_histogram(
+        seen.similarities.tolist(),
+        _SHARES,
+        x="cosine to the nearest training protein",
+        title=f"{seen.head.name}: {far} of {answered} far (left of the line)",
+        mark=seen.head.index.far,
+        ax=ax,
+    )

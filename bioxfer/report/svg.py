@@ -45,7 +45,7 @@ def drawing_style() -> Iterator[None]:
     from matplotlib import rc_context
 
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    style: dict[str, Any] = {
+    style: dict[Any, Any] = {
         **dict.fromkeys(inks, _INK),
         "svg.fonttype": "none",
         "font.family": "DejaVu Sans",
