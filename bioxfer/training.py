@@ -463,13 +463,13 @@ def evaluate_on_records(
                     name = f"set_{key}_{level['coverage']}"
                     rows.append((name, _decimal(level[key]["value"]), _decimal(low), _decimal(high)))
     if watch is not None:
-        there = usable.tolist()
+        left_out = [records[place].id for place in np.flatnonzero(~usable).tolist()]
         watch(
             judge_proteins(
                 head, rows, scores,
-                ids=[each.id for each, known in zip(records, there, strict=True) if known],
+                ids=[records[place].id for place in np.flatnonzero(usable).tolist()],
                 targets=targets, outputs=outputs, vectors=features, groups=groups, refused=refused,
-                left_out=[each.id for each, known in zip(records, there, strict=True) if not known], seed=seed,
+                left_out=left_out, seed=seed,
             )
         )  # fmt: skip
     return rows

@@ -37,6 +37,7 @@ Floats: TypeAlias = npt.NDArray[Any]
 # matplotlib's viridis, its yellow darker, so that it is seen on white
 STEPS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#d8b500")
 _MOST_STEPS = 2000  # along a protein; of a longer one neighbours are drawn as one
+_MOST_LETTERS = 40  # of a stretch of residues
 _MOST_BARS = 15
 _FEW_POINTS = 200  # on a map that can be larger without hiding each other
 
@@ -292,7 +293,7 @@ def draw_track(
             color=GREY,
             linewidth=0.8,
         )
-        _draw_runs(ax, head.labels, said, scores, width)
+        _draw_runs(ax, head.labels, said, scores, sequence, width)
         ax.set(ylim=(-0.4, 1.02), ylabel="probability")
         ax.set_yticks([0, 0.5, 1])
     ax.set(xlim=(0.5, max(len(said), 1) + 0.5), xlabel="residue")
@@ -300,7 +301,9 @@ def draw_track(
     return ax
 
 
-def _draw_runs(ax: Axes, labels: Sequence[str], said: Sequence[str], scores: Floats, width: int) -> None:
+def _draw_runs(
+    ax: Axes, labels: Sequence[str], said: Sequence[str], scores: Floats, sequence: str, width: int
+) -> None:
     """Draw stretches of one class as boxes under the line."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
@@ -325,7 +328,9 @@ def _draw_runs(ax: Axes, labels: Sequence[str], said: Sequence[str], scores: Flo
         texts = []
         for _, start, end in mine:
             sure = f", mean probability {np.mean(scores[start:end]):.2f}" if start < len(scores) else ""
-            texts.append(f"{label}: residues {start + 1} to {end}{sure}")
+            stretch = sequence[start:end]
+            letters = stretch if len(stretch) <= _MOST_LETTERS else f"{stretch[: _MOST_LETTERS - 3]}..."
+            texts.append(f"{label}: residues {start + 1} to {end}{sure}\n{letters}".rstrip())
         hover(boxes, texts)
         ax.add_collection(boxes)
         ax.plot([], [], "s", color=colour, label=plain_name(label))

@@ -46,6 +46,15 @@ class _Sample(NamedTuple):
     place: npt.NDArray[np.float16]
 
 
+class _Track(NamedTuple):
+    """A protein of which a head said something for each residue."""
+
+    id: str
+    sequence: str
+    said: list[str]
+    scores: npt.NDArray[Any]
+
+
 class _Seen:
     """What one head said so far."""
 
@@ -57,7 +66,7 @@ class _Seen:
         self.similarities = np.zeros(_SHARE_BINS, dtype=np.int64)
         self.numbers = array("d")
         self.sample: dict[int, _Sample] = {}  # by slot
-        self.tracks: list[tuple[str, str, list[str], npt.NDArray[Any]]] = []
+        self.tracks: list[_Track] = []
         # the largest of the negated numbers are kept; the second number keeps the earlier of equals
         self.farthest: list[tuple[float, int, str, str]] = []
         self.least_sure: list[tuple[float, int, str, str]] = []
@@ -138,7 +147,7 @@ class PredictionReport:
             for place, (e, row) in enumerate(zip(batch.records, cells, strict=True)):
                 seen.add(self.count + place, e.record.id, row)
                 if isinstance(head, ResidueHead) and e.residues is not None and len(seen.tracks) < _TRACKS:
-                    seen.tracks.append((e.record.id, e.sequence, *head.answer(e.residues)))
+                    seen.tracks.append(_Track(e.record.id, e.sequence, *head.answer(e.residues)))
             self._put_on_map(seen, batch, slots)
         self.count += len(batch.records)
 
@@ -233,9 +242,8 @@ class PredictionReport:
         points = [seen.sample[slot] for slot in sorted(seen.sample)]
         if points:
             page.draw("map", partial(self._draw_map, seen, points), size=(4.8, 4.6))
-        for id_, sequence, said, scores in seen.tracks if isinstance(head, ResidueHead) else ():
-            drawn = partial(draw_track, head, said, scores, sequence=sequence, name=id_)
-            page.draw("track", lambda ax, drawn=drawn: drawn(ax=ax), size=(9.6, 2.0))
+        for track in seen.tracks:
+            page.draw("track", partial(_draw_track, head, track), size=(9.6, 2.0))
         for rows, most, title, name in (
             (seen.farthest, _ROWS_NAMED, "farthest from all that it learnt from", "similarity"),
             # of few, most are no worse than others
@@ -269,6 +277,11 @@ def _draw_numbers(seen: _Seen, ax: Any) -> None:
     by_residue = isinstance(seen.head, ResidueHead)
     x = "mean over the residues of a protein" if by_residue else "predicted"
     plot_histogram(counts.tolist(), edges.tolist(), x=x, title=f"{seen.head.name}: numbers", ax=ax)
+
+
+def _draw_track(head: Head, track: _Track, ax: Any) -> None:
+    if isinstance(head, ResidueHead):
+        draw_track(head, track.said, track.scores, sequence=track.sequence, name=track.id, ax=ax)
 
 
 def _draw_scores(seen: _Seen, ax: Any) -> None:
