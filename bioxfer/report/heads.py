@@ -85,7 +85,7 @@ def report_head(head: Head) -> Page:
     )
     page.add(fact_table(card))
     page.add(remark_list(card))
-    page.details("the whole card", json.dumps(card, indent=1, ensure_ascii=False))
+    page.details("the whole card", json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True))
     return page
 
 
@@ -94,7 +94,7 @@ def _best_numbers(card: Mapping[str, Any]) -> dict[str, object]:
     numbers: dict[str, object] = {}
     gains = {name: each["head_minus_baseline"] for name, each in card.get("baselines", {}).items()}
     if gains:
-        name = min(gains, key=lambda name: gains[name]["value"])
+        name = min(gains, key=lambda name: (gains[name]["value"], name))
         metric = gains[name]["metric"]
         numbers[f"{metric} on held-out proteins"] = score_text(card["metrics"][metric])
         numbers[f"over the best simple method, {name}"] = score_text(gains[name], sign=True)
@@ -169,7 +169,7 @@ def report_evaluation(head: Head, judged: Judgement, *, source: str) -> Page:
         page.text("No answer is wrong.")
     if judged.left_out:
         named = ", ".join(judged.left_out[:10])
-        page.text(f"{len(judged.left_out)} proteins have no vector and no answer: {named}.")
+        page.text(f"Without a vector, and so without an answer: {len(judged.left_out)} ({named}).")
     if head.card.get("metrics"):
         page.heading("What its card says")
         page.draw("baselines", partial(plot_baselines, head.card), size=(4.8, 3.4))
