@@ -627,8 +627,8 @@ def test_a_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 _QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-    "--enable-logging=stderr",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--enable-logging=stderr",
 )  # fmt: skip
 _ATTEMPTS = 4  # a browser may hang while it starts on a busy machine
 
