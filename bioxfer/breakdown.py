@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from bioxfer.evaluate import Metrics, draw_sums, interval, score_predictions
 
-__all__ = ["reliability", "score_classes", "score_parts", "score_sets"]
+__all__ = ["count_confusions", "reliability", "sample_pairs", "score_classes", "score_parts", "score_sets"]
 
+_MOST_PAIRS = 500  # of numbers in a card: a picture of more says no more
 _HONEST_DRAWS = 200  # of the error that chance alone makes: its mean to within a tenth of its spread
 
 
@@ -111,6 +112,43 @@ def score_sets(
         name: {"value": float(value), "ci95": interval(column)}
         for name, value, column in zip(("covered", "size"), table.mean(axis=0), drawn.T, strict=True)
     }
+
+
+def count_confusions(
+    true: npt.NDArray[Any], said: npt.NDArray[Any], labels: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Count which class was taken for which.
+
+    Parameters
+    ----------
+    true, said : ndarray (N,)
+        Class numbers, of the truth and of the head.
+    labels : sequence of str
+        The C classes.
+
+    Returns
+    -------
+    dict
+        ``labels``, and ``cells``: place of the true class, place of the class that was said, and how often,
+        for each pair that occurs.
+    """
+    pairs, counts = np.unique(np.stack([true, said]).astype(np.int64), axis=1, return_counts=True)
+    return {"labels": list(labels), "cells": np.vstack([pairs, counts]).T.tolist()}
+
+
+def sample_pairs(true: npt.NDArray[Any], said: npt.NDArray[Any], *, seed: int = 0) -> dict[str, Any]:
+    """Draw at most 500 true numbers and what was said of each.
+
+    Returns
+    -------
+    dict
+        ``pairs``, and of how many (``of``) they were drawn.
+    """
+    few = np.arange(len(true))
+    if len(few) > _MOST_PAIRS:
+        few = np.sort(np.random.default_rng(seed).choice(len(true), _MOST_PAIRS, replace=False))
+    pairs = [[float(f"{a:.6g}"), float(f"{b:.6g}")] for a, b in zip(true[few], said[few], strict=True)]
+    return {"pairs": pairs, "of": len(true)}
 
 
 def reliability(

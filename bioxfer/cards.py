@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bioxfer.quoting import name_labels, plain_label, printable
 
-__all__ = ["describe_card"]
+__all__ = ["describe_card", "plain_way", "score_text", "sort_baselines"]
 
 _CLASSES_SHOWN = 40  # in a table of their own: those that the head knows least, where there are more
 _WARNINGS_SHOWN = 10
@@ -48,9 +48,8 @@ def _describe(card: dict[str, Any]) -> str:
         f"{'held-out proteins':<20}" + "".join(f"{metric:>26}" for metric in sorted(card["metrics"])),
         _describe_scores(card["name"], card["metrics"]),
     ]
-    # In an order of our own: a card that was read from a file has its keys sorted.
-    baselines = sorted(card["baselines"], key=lambda name: (name != "majority", name))
-    lines += [_describe_scores(name, card["baselines"][name]["metrics"]) for name in baselines]
+    for name in sort_baselines(card["baselines"]):
+        lines.append(_describe_scores(name, card["baselines"][name]["metrics"]))
     lines += _describe_gain(card["baselines"])
     if transfer := card.get("transfer"):
         lines += ["", *_describe_transfer(transfer)]
@@ -84,8 +83,8 @@ def _describe(card: dict[str, Any]) -> str:
     if abstention := card.get("abstention"):
         share, right = abstention["answered"], abstention["accuracy_answered"]
         lines.append(
-            f"answers {_describe_score(share)} of the held-out proteins (confidence from "
-            f"{abstention['threshold']:.3f}), with an accuracy of {_describe_score(right)}"
+            f"answers {score_text(share)} of the held-out proteins (confidence from "
+            f"{abstention['threshold']:.3f}), with an accuracy of {score_text(right)}"
         )
     width = card.get("uncertainty", {}).get("halfwidth90")
     if width is not None:
@@ -121,22 +120,23 @@ def _describe_transfer(transfer: Mapping[str, Any]) -> list[str]:
     order = sorted(ways, key=lambda way: ("minus_target_only" in ways[way], way != "sequential"))
     lines = [
         f"transfer from {sources}: {verdict['word']}, {gain['value']:+.3f}{interval} {gain['metric']} by "
-        f"{_plain_way(verdict['way'])} over the target alone; the head is {_plain_way(transfer['chosen'])}",
-        f"{gain['metric']:<20}" + "".join(f"{_plain_way(way):>26}" for way in order),
+        f"{plain_way(verdict['way'])} over the target alone; the head is {plain_way(transfer['chosen'])}",
+        f"{gain['metric']:<20}" + "".join(f"{plain_way(way):>26}" for way in order),
     ]
     for size in sorted({point["size"] for point in curve}):
         points = {point["way"]: point for point in curve if point["size"] == size}
-        cells = [_describe_score(points[way]) if way in points else "-" for way in order]
+        cells = [score_text(points[way]) if way in points else "-" for way in order]
         lines.append(f"{f'{size} proteins':<20}" + "".join(f"{cell:>26}" for cell in cells))
     left = transfer.get("left_out_sizes", {})
     lines += [f"{size} proteins: left out of the learning curve, as {why}" for size, why in left.items()]
     if not curve:
-        cells = [_describe_score(ways[way]["metrics"][gain["metric"]]) for way in order]
+        cells = [score_text(ways[way]["metrics"][gain["metric"]]) for way in order]
         lines.append(f"{'all proteins':<20}" + "".join(f"{cell:>26}" for cell in cells))
     return lines
 
 
-def _plain_way(way: str) -> str:
+def plain_way(way: str) -> str:
+    """Write the name of a way of transfer for people."""
     return way.replace("_", " ")
 
 
@@ -146,7 +146,7 @@ def _describe_nearness(nearness: Mapping[str, Any]) -> list[str]:
         low, high = part["low"], part["high"]
         name = f"{low:.0%} to {high:.0%}" if high < 1 else f"{low:.0%} and above"
         name = f"below {high:.0%}" if low == 0 else name
-        lines.append(f"{name:<20}{part['valid']:>12}{_describe_score(part):>26}")
+        lines.append(f"{name:<20}{part['valid']:>12}{score_text(part):>26}")
     held = sum(part["valid"] for part in nearness["bins"])
     lines.append(
         f"({nearness['meaning']}; {nearness['aligned']} of {held} align at all, by {nearness['method']})"
@@ -168,7 +168,7 @@ def _describe_classes(classes: Sequence[Mapping[str, Any]]) -> list[str]:
         precision, recall = (
             "-" if each[key] is None else f"{each[key]:.3f}" for key in ("precision", "recall")
         )
-        f1 = "-" if each["f1"] is None else _describe_score({"value": each["f1"], "ci95": each["f1_ci95"]})
+        f1 = "-" if each["f1"] is None else score_text({"value": each["f1"], "ci95": each["f1_ci95"]})
         lines.append(
             f"{_plain(each['label']):<{width}}{each['train']:>9}{each['train_clusters']:>9}{each['valid']:>9}"
             f"{precision:>11}{recall:>8}{f1:>24}"
@@ -183,7 +183,7 @@ def _describe_reliability(bins: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     lines = [f"{'  confidence':<20}{'count':>12}{'right':>26}"]
     for each in bins:
-        right = _describe_score({"value": each["accuracy"], "ci95": each["ci95"]})
+        right = score_text({"value": each["accuracy"], "ci95": each["ci95"]})
         lines.append(f"{'  ' + format(each['confidence'], '.3f'):<20}{each['count']:>12}{right:>26}")
     return lines
 
@@ -192,7 +192,7 @@ def _describe_sets(conformal: Mapping[str, Any]) -> list[str]:
     lines = [f"{'sets asked to cover':<20}{'covered':>26}{'size':>26}"]
     for each in conformal["levels"]:
         if "covered" in each:
-            held, size = _describe_score(each["covered"]), _describe_score(each["size"])
+            held, size = score_text(each["covered"]), score_text(each["size"])
         else:
             held, size = "all, being boundless", "-"
         lines.append(f"{'  ' + format(each['coverage'], '.0%'):<20}{held:>26}{size:>26}")
@@ -219,12 +219,19 @@ def _describe_clusters(split: dict[str, Any]) -> str:
 
 
 def _describe_scores(name: str, scores: dict[str, Any]) -> str:
-    cells = [_describe_score(score) for _, score in sorted(scores.items())]
+    cells = [score_text(score) for _, score in sorted(scores.items())]
     return f"{name:<20}" + "".join(f"{cell:>26}" for cell in cells)
 
 
-def _describe_score(score: dict[str, Any]) -> str:
+def sort_baselines(baselines: Iterable[str]) -> list[str]:
+    """Put the names of baselines in an order of our own: a card read from a file has its keys sorted."""
+    return sorted(baselines, key=lambda name: (name != "majority", name))
+
+
+def score_text(score: Mapping[str, Any], *, sign: bool = False) -> str:
+    """Write a score with its interval, or a difference with its sign."""
     if score["value"] is None:
         return "nothing known"
-    interval = " [{:.3f}, {:.3f}]".format(*score["ci95"]) if score["ci95"] else ""
-    return f"{score['value']:.3f}{interval}"
+    form = "+.3f" if sign else ".3f"
+    interval = " [{}, {}]".format(*(format(end, form) for end in score["ci95"])) if score["ci95"] else ""
+    return f"{score['value']:{form}}{interval}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from bioxfer.engine import Vector
 from bioxfer.pooling import parse_pool
+from bioxfer.quoting import to_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,14 +62,14 @@ class Embeddings:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{_to_html(id_)}</td><td>{length}</td><td>{status}</td><td>{_to_html(message)}</td></tr>"
+            f"<tr><td>{to_html(id_)}</td><td>{length}</td><td>{status}</td><td>{to_html(message)}</td></tr>"
             for id_, length, status, message in islice(
                 zip(self.ids, self.lengths, self.statuses, self.messages, strict=True), _SHOWN
             )
         )
         more = f"<p>and {len(self) - _SHOWN} more</p>" if len(self) > _SHOWN else ""
         return (
-            f"<p><b>Embeddings</b> {_to_html(self._title())}</p><table><thead><tr><th>id</th>"
+            f"<p><b>Embeddings</b> {to_html(self._title())}</p><table><thead><tr><th>id</th>"
             f"<th>length</th><th>status</th><th>message</th></tr></thead><tbody>{rows}</tbody></table>{more}"
         )
 
@@ -98,8 +98,3 @@ class Embeddings:
         }
         names = [f"{pool}_{number}" for pool in pools for number in range(width)]
         return pd.concat([pd.DataFrame(rows), pd.DataFrame(self.vectors, columns=names)], axis=1)
-
-
-def _to_html(text: str) -> str:
-    """Escape for a notebook, where bytes that are no UTF-8 cannot be sent."""
-    return html.escape(text.encode("utf-8", "backslashreplace").decode())

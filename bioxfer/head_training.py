@@ -26,6 +26,7 @@ from bioxfer.families import FamilyMemory
 from bioxfer.heads import TrainedHead, confidence
 from bioxfer.homology import Method, choose_method
 from bioxfer.honesty import (
+    describe_answers,
     describe_calibration,
     describe_classes,
     describe_nearness,
@@ -308,6 +309,7 @@ def train_head(
             chosen_task, aligned, y[held], predicted, group[held], method=finder, seed=seed
         ),
         "classes": classes,
+        **describe_answers(chosen_task, y[held], predicted, seed=seed),
         "warnings": warnings,
         "calibration": describe_calibration(fitted.task, outputs, y[held], group[held], **told),
         "conformal": describe_sets(fitted.task, conformal, outputs, y[held], group[held], **told),

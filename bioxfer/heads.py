@@ -131,6 +131,11 @@ class TrainedHead:
             f"layer {self.layer} {self.pool}{part}, {len(self.index.ids)} training proteins>"
         )
 
+    def _repr_html_(self) -> str:
+        from bioxfer.cardtables import card_to_html
+
+        return card_to_html(self.card)
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the outputs; empty for a regression."""

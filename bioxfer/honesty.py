@@ -15,14 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bioxfer.alignment import Alignment
-from bioxfer.breakdown import reliability, score_classes, score_parts, score_sets
+from bioxfer.breakdown import (
+    count_confusions,
+    reliability,
+    sample_pairs,
+    score_classes,
+    score_parts,
+    score_sets,
+)
 from bioxfer.conformal import COVERAGES, ConformalScores
-from bioxfer.tasks import Task
+from bioxfer.tasks import Multiclass, Regression, Task
 
 __all__ = [
     "LEAST_CLUSTERS",
     "LEAST_TRAIN",
     "LEAST_VALID",
+    "describe_answers",
     "describe_calibration",
     "describe_classes",
     "describe_nearness",
@@ -112,6 +120,23 @@ def describe_classes(
         }
         for label, mine, score in zip(task.labels, members.T, scores, strict=True)
     ]
+
+
+def describe_answers(task: Task, y: Array, predicted: Array, *, seed: int) -> dict[str, Any]:
+    """Put what was said of held-out proteins beside the truth, for a picture.
+
+    Returns
+    -------
+    dict
+        Of classes ``confusion``, see `count_confusions`; of numbers ``predicted``, see `sample_pairs`, in the
+        labels' unit; of sets of labels nothing, as no label of theirs is taken for another.
+    """
+    if isinstance(task, Multiclass):
+        return {"confusion": count_confusions(y, predicted, task.labels)}
+    if isinstance(task, Regression):
+        true, said = (values * task.scale + task.mean for values in (y, predicted))
+        return {"predicted": sample_pairs(true, said, seed=seed)}
+    return {}
 
 
 def find_warnings(classes: Sequence[Mapping[str, Any]], *, valid_clusters: int) -> list[str]:

@@ -32,6 +32,7 @@ from bioxfer.output import TableWriter, is_stream
 from bioxfer.relay import behind, close
 from bioxfer.residues import ResidueHead, read_head
 from bioxfer.rows import (
+    Batch,
     Head,
     Kind,
     check_sets,
@@ -39,6 +40,7 @@ from bioxfer.rows import (
     first_of,
     kinds_of,
     long_rows,
+    make_batch,
     reads_residues,
     wide_rows,
 )
@@ -176,6 +178,7 @@ def predict_rows(
     progress: Callable[[int], object] | None = None,
     statuses: Counter[str] | None = None,
     origins: bool = False,
+    watch: Callable[[Batch], object] | None = None,
 ) -> tuple[list[str], Iterator[list[object]]]:
     """Name the columns of a prediction table, and yield its rows.
 
@@ -208,6 +211,8 @@ def predict_rows(
     origins : bool, optional
         Add, after the message, ``source, strand, start, end, frame, genetic_code`` of proteins
         that were translated; see `bioxfer.sequences.Origin`.
+    watch : callable, optional
+        Is given the records with what was said of them, batch by batch, for a report.
 
     Returns
     -------
@@ -292,8 +297,13 @@ def predict_rows(
                 for first, engine in engines.items():
                     readings[first] = embed_first(some, engine, first=first, long=long)
                     _note_messages(some, readings[first], first)
+                made: list[list[object]] = []
+                if shape == "wide" or watch is not None:
+                    made = list(wide_rows(some, heads, readings, probabilities, coverage, origins))
+                if watch is not None:
+                    watch(make_batch(some, heads, readings, made, probabilities, coverage, origins))
                 if shape == "wide":
-                    yield from wide_rows(some, heads, readings, probabilities, coverage, origins)
+                    yield from made
                 else:
                     yield from long_rows(some, heads, readings, by_residue, origins)
         finally:
@@ -439,6 +449,7 @@ def write_predictions(
     excel_safe: bool = False,
     overwrite: bool = True,
     progress: Callable[[int], object] | None = None,
+    watch: Callable[[Batch], object] | None = None,
 ) -> Counter[str]:
     """Predict into a table that appears whole or not at all.
 
@@ -450,7 +461,7 @@ def write_predictions(
         The table, its format told by its suffix; ``-`` is standard output.
     heads, backbone, shape, probabilities, coverage, sets_where_possible
         See `predict_rows`.
-    long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress, origins
+    long, on_invalid, degap, batch_tokens, cache, ahead, fp32, progress, origins, watch
         See `predict_rows`.
     excel_safe, overwrite : bool, optional
         See `TableWriter`.
@@ -479,6 +490,7 @@ def write_predictions(
         progress=progress,
         statuses=statuses,
         origins=origins,
+        watch=watch,
     )
     kinds: list[Kind] = [_NUMBERS.get(name, str) for name in columns]
     if shape == "wide":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 
-__all__ = ["name_labels", "plain_label", "printable", "quote_label"]
+__all__ = ["name_labels", "plain_label", "printable", "quote_label", "to_html"]
 
 _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -44,6 +45,17 @@ def name_labels(labels: Sequence[str]) -> str:
         for label in labels[:_NAMED_AT_MOST]
     ]
     return ", ".join(named) + ", ..." * (len(labels) > _NAMED_AT_MOST)
+
+
+def to_html(text: object) -> str:
+    r"""Write text that HTML takes for no mark-up, whatever it holds; a page is UTF-8 and has no commands.
+
+    Examples
+    --------
+    >>> print(to_html("<script> & caf\udce9"))
+    &lt;script&gt; &amp; caf\udce9
+    """
+    return html.escape(printable(str(text)))
 
 
 def printable(page: str) -> str:

@@ -142,7 +142,7 @@ def describe_labels(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the card's ``labels``, ``warnings`` and, of classes, ``classes``: counts and scores of each.
+    """Return the card's ``labels``, ``warnings``, answers and, of classes, ``classes`` with their scores.
 
     Parameters
     ----------
@@ -160,7 +160,8 @@ def describe_labels(
         Of the intervals.
     """
     told: dict[str, Any] = {
-        "labels": task.describe({side: data.targets_of(places) for side, places in sides.items()})
+        "labels": task.describe({side: data.targets_of(places) for side, places in sides.items()}),
+        **judged.answers(),
     }
     few: list[dict[str, Any]] = []
     if isinstance(judged, ResidueClassScores):

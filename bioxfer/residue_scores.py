@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bioxfer.breakdown import sample_pairs
 from bioxfer.residue_tasks import ResidueClasses, ResidueTask, ResidueValues, is_resolved
 
 __all__ = [
@@ -70,6 +71,10 @@ class ResidueScores(ABC):
         return rng.multinomial(self.clusters, np.full(self.clusters, 1 / self.clusters), size=_DRAWS).astype(
             np.float64
         )
+
+    @abstractmethod
+    def answers(self) -> dict[str, Any]:
+        """Put what was said beside the truth, for a picture: see `bioxfer.honesty.describe_answers`."""
 
     def score(self, *, seed: int) -> dict[str, dict[str, Any]]:
         """Return ``{metric: {"value": float, "ci95": [low, high]}}``; ``ci95`` is None with one cluster."""
@@ -161,6 +166,12 @@ class ResidueClassScores(ResidueScores):
             found["spearman"] = np.array([_spearman(each) for each in table])
         return found
 
+    def answers(self) -> dict[str, Any]:
+        """Count which class was taken for which, in residues."""
+        table = self.confusion.sum(axis=0).reshape(self.task.n_outputs, -1).astype(np.int64)
+        cells = [[*place, int(table[tuple(place)])] for place in np.argwhere(table).tolist()]
+        return {"confusion": {"labels": list(self.task.labels), "cells": cells}}
+
     def by_class(self, *, seed: int) -> list[dict[str, Any]]:
         """Score each class by itself.
 
@@ -241,6 +252,7 @@ class ResidueValueScores(ResidueScores):
             ],
             axis=1,
         )
+        self.pairs = sample_pairs(true, said)
         exact = _rank_correlation(true, said, np.zeros(len(true), dtype=np.int64), 1)[0]
         self.spearman = float(exact) if np.isfinite(exact) else 0.0
         (a, self.rows), (b, self.columns) = _steps(true), _steps(said)
@@ -260,6 +272,10 @@ class ResidueValueScores(ResidueScores):
             "protein_spearman": sums[:, 0] / np.maximum(sums[:, 1], 1),
             "rmse": np.sqrt(errors[:, 0] / np.maximum(errors[:, 1], 1)),
         }
+
+    def answers(self) -> dict[str, Any]:
+        """Give some residues' numbers beside what was said of them."""
+        return {"predicted": self.pairs}
 
     def whole(self) -> dict[str, float]:
         """Compute each metric over all clusters, of exact ranks."""

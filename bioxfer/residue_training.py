@@ -23,6 +23,7 @@ from bioxfer.embedding import Long, embed_records, resolve_layer
 from bioxfer.errors import InputError, LabelError, UsageError
 from bioxfer.evaluate import audit_leakage, expected_calibration_error
 from bioxfer.homology import Method, choose_method
+from bioxfer.judgement import Judgement, judge_residues
 from bioxfer.residue_fitting import ResidueSet, check_form, fit_residues, gather_residues
 from bioxfer.residue_judging import (
     describe_calibration,
@@ -264,6 +265,7 @@ def evaluate_residue_head(
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
+    watch: Callable[[Judgement], object] | None = None,
 ) -> list[tuple[str, str, str, str]]:
     """Score a head for residues on labelled proteins; parameters, rows and errors as `evaluate_on_records`.
 
@@ -309,7 +311,8 @@ def evaluate_residue_head(
         rows.append(("unresolved_residues", str(unresolved), "", ""))
     if missing := len(records) - len(kept):
         rows.append(("left_out_without_vector", str(missing), "", ""))
-    scores = judge(head.task, data, places, groups, outputs).score(seed=seed)
+    judged = judge(head.task, data, places, groups, outputs)
+    scores = judged.score(seed=seed)
     for metric, score in scores.items():
         low, high = (f"{end:.4f}" for end in score["ci95"]) if score["ci95"] else ("", "")
         rows.append((metric, f"{score['value']:.4f}", low, high))
@@ -317,6 +320,15 @@ def evaluate_residue_head(
         chances = head.task.probabilities(outputs[known], temperature=head.temperature)
         error = expected_calibration_error(chances, data.targets[known])
         rows.append(("calibration_error", f"{error:.4f}", "", ""))
+    if watch is not None:
+        there = set(kept)
+        watch(
+            judge_residues(
+                head, rows, scores, data, judged, groups, outputs,
+                labels=[member.label or "" for member in members],
+                left_out=[record.id for i, record in enumerate(records) if i not in there], seed=seed,
+            )
+        )  # fmt: skip
     return rows
 
 

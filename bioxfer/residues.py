@@ -115,6 +115,11 @@ class ResidueHead:
             f"layer {self.layer}, {len(self.index.ids)} training proteins>"
         )
 
+    def _repr_html_(self) -> str:
+        from bioxfer.cardtables import card_to_html
+
+        return card_to_html(self.card)
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Classes in the order of the outputs; none for numbers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -19,16 +20,20 @@ from bioxfer.engine import Vector
 from bioxfer.errors import UsageError
 from bioxfer.heads import TrainedHead
 from bioxfer.residues import ResidueHead, label_residues
+from bioxfer.sequences import ORIGIN_COLUMNS
 from bioxfer.tasks import UNKNOWN
 
 __all__ = [
+    "Batch",
     "Head",
     "Kind",
     "check_sets",
     "columns_of",
+    "features_of",
     "first_of",
     "kinds_of",
     "long_rows",
+    "make_batch",
     "reads_residues",
     "wide_rows",
 ]
@@ -38,7 +43,28 @@ Kind: TypeAlias = type[str] | type[int] | type[float]
 
 log = logging.getLogger("bioxfer")
 
+_STEM_CELLS = 4  # of a row: id, length, status and message
+_HEAD_CELLS = 4  # of each head: label, score, nearest and flag, before those that are asked for
 _SEPARATORS = (";", "|", "; ", " || ")  # between the labels of a set
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Some records, and what was said of them, for who watches.
+
+    Attributes
+    ----------
+    records : sequence of EmbeddedRecord
+        N of them.
+    cells : dict of str to list of list
+        By the head's name N times label, score, nearest and flag.
+    features : dict of str to tuple
+        By the head's name the places of the records that have a vector, and what the head reads of each.
+    """
+
+    records: Sequence[EmbeddedRecord]
+    cells: dict[str, list[list[object]]]
+    features: dict[str, tuple[list[int], Vector]]
 
 
 def first_of(head: Head) -> int | None:
@@ -164,7 +190,7 @@ def wide_rows(
     table = [e.stem(origins) for e in some]
     for head in heads:
         blank: list[object] = [None] * len(columns_of(head, probabilities, coverage))
-        places, features = _features(readings[first_of(head)], head)
+        places, features = features_of(readings[first_of(head)], head)
         if isinstance(head, ResidueHead):
             judged = _judge_residues(head, [some[place] for place in places], features)
         else:
@@ -174,6 +200,23 @@ def wide_rows(
         for place, row in enumerate(table):
             row.extend(cells.get(place, blank))
     yield from table
+
+
+def make_batch(
+    some: Sequence[EmbeddedRecord],
+    heads: Sequence[Head],
+    readings: Mapping[int | None, Sequence[EmbeddedRecord]],
+    rows: Sequence[Sequence[object]],
+    probabilities: bool,
+    coverage: float | None = None,
+    origins: bool = False,
+) -> Batch:
+    """Take apart the rows that `wide_rows` made of the same."""
+    cells, first = {}, _STEM_CELLS + origins * len(ORIGIN_COLUMNS)
+    for head in heads:
+        cells[head.name] = [list(row[first : first + _HEAD_CELLS]) for row in rows]
+        first += len(columns_of(head, probabilities, coverage))
+    return Batch(some, cells, {head.name: features_of(readings[first_of(head)], head) for head in heads})
 
 
 def _judge(
@@ -272,7 +315,7 @@ def _ranked(
     Where the head refuses to answer, ``unknown`` stands before them, at rank 0 and without a score, as it is
     no class and has no probability.
     """
-    places, features = _features(readings[head.first], head)
+    places, features = features_of(readings[head.first], head)
     if not places:
         return {}
     sequences = [some[place].sequence for place in places]
@@ -295,7 +338,8 @@ def _join(e: EmbeddedRecord, vector: Vector, head: Head) -> Vector:
     return vector if isinstance(head, ResidueHead) else head.join(vector, e.residues)
 
 
-def _features(some: Sequence[EmbeddedRecord], head: Head) -> tuple[list[int], Vector]:
+def features_of(some: Sequence[EmbeddedRecord], head: Head) -> tuple[list[int], Vector]:
+    """Return the places of the records that have a vector, and what the head reads of each ``(M, F)``."""
     vectors = [(place, e, e.vector(head.pool)) for place, e in enumerate(some)]
     there = [(place, _join(e, vector, head)) for place, e, vector in vectors if vector is not None]
     return [place for place, _ in there], np.array([vector for _, vector in there], dtype=np.float32)

@@ -25,6 +25,7 @@ from bioxfer.heads import TrainedHead
 from bioxfer.homology import Method, choose_method
 from bioxfer.honesty import describe_sets
 from bioxfer.io import OnDuplicate, iter_proteins, match_labels, read_labels
+from bioxfer.judgement import Judgement, judge_proteins
 from bioxfer.quoting import name_labels, quote_label
 from bioxfer.represented import Represented, represent
 from bioxfer.residue_labels import choose_residue_task
@@ -349,6 +350,7 @@ def evaluate_on_records(
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
+    watch: Callable[[Judgement], object] | None = None,
 ) -> list[tuple[str, str, str, str]]:
     """Score a head on labelled proteins.
 
@@ -366,6 +368,8 @@ def evaluate_on_records(
         See `embed_records`.
     seed : int, optional
         Of the bootstrap.
+    watch : callable, optional
+        Is given all else that was found, for a report.
 
     Returns
     -------
@@ -401,6 +405,7 @@ def evaluate_on_records(
             seed=seed,
             threads=threads,
             progress=progress,
+            watch=watch,
         )
     head.check_backbone(backbone)
     _check_labels(records, task=head.task.name, classes=head.labels)
@@ -428,8 +433,9 @@ def evaluate_on_records(
     outputs = head.logits(features, read)
     predicted = head.task.predict(outputs)
     scores = score_predictions(head.task.metrics, targets, predicted, groups, seed=seed)
-    if head.threshold:
-        scores |= score_answers(targets, predicted, ~head.refused(features, read), groups, seed=seed)
+    refused = head.refused(features, read) if head.threshold else None
+    if refused is not None:
+        scores |= score_answers(targets, predicted, ~refused, groups, seed=seed)
     trained_on = len({record.id for record in records} & set(head.index.ids))
     if trained_on:
         log.warning(
@@ -461,6 +467,16 @@ def evaluate_on_records(
                     low, high = level[key]["ci95"] or ("", "")
                     name = f"set_{key}_{level['coverage']}"
                     rows.append((name, _decimal(level[key]["value"]), _decimal(low), _decimal(high)))
+    if watch is not None:
+        left_out = [records[place].id for place in np.flatnonzero(~usable).tolist()]
+        watch(
+            judge_proteins(
+                head, rows, scores,
+                ids=[records[place].id for place in np.flatnonzero(usable).tolist()],
+                targets=targets, outputs=outputs, vectors=features, groups=groups, refused=refused,
+                left_out=left_out, seed=seed,
+            )
+        )  # fmt: skip
     return rows
 
 

@@ -29,6 +29,10 @@ class Picture(str, Enum):
 
     reliability = "reliability"
     learning_curve = "learning-curve"
+    baselines = "baselines"
+    confusion = "confusion"
+    numbers = "numbers"
+    identity = "identity"
 
 
 @models_app.command("list", epilog=EXIT_CODES)
@@ -164,8 +168,10 @@ def plot_head(
         Picture,
         typer.Option(
             "--what",
-            help="How often answers of each probability were right; or how good each way of transfer is with "
-            "so many labelled proteins (of a head that bioxfer transfer trained).",
+            help="How often answers of each probability were right; how good each way of transfer is with "
+            "so many labelled proteins (of a head that bioxfer transfer trained); the head beside simple "
+            "methods; which class was taken for which; said against true numbers; or how good it is by "
+            "identity to its training proteins.",
         ),
     ] = Picture.reliability,
     overwrite: Overwrite = False,

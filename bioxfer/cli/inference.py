@@ -33,6 +33,7 @@ from bioxfer.cli.options import (
     Precision,
     PrecisionOption,
     Quiet,
+    ReportFile,
     Resume,
     TableShape,
     Threads,
@@ -40,7 +41,13 @@ from bioxfer.cli.options import (
     TranslateOption,
     Verbose,
 )
-from bioxfer.cli.preparing import as_translation, backbone_loader, given_files, open_cache
+from bioxfer.cli.preparing import (
+    as_translation,
+    backbone_loader,
+    check_report_file,
+    given_files,
+    open_cache,
+)
 from bioxfer.cli.terminal import report_records, show_progress, start_messages
 
 __all__ = ["embed_command", "predict_command"]
@@ -84,6 +91,7 @@ def predict_command(
             "residue).",
         ),
     ] = TableShape.wide,
+    report: ReportFile = None,
     device: Device = "cpu",
     threads: Threads = None,
     precision: PrecisionOption = Precision.fp32,
@@ -121,11 +129,19 @@ def predict_command(
 
     table_format(out)
     check_output(out, inputs=[source, *given_files([*(head or ()), gff])], overwrite=overwrite)
+    check_report_file(
+        report, others=[source, out, *given_files([model, gff, *(head or ())])], overwrite=overwrite
+    )
     translation = as_translation(translate, genetic_code, min_orf, gff)
     records = iter_proteins(source, translation, on_duplicate=on_duplicate.value)
     from bioxfer.prediction import load_heads, name_backbone, write_predictions
 
     heads = load_heads(head or None)
+    noted = None
+    if report is not None:
+        from bioxfer.report import PredictionReport
+
+        noted = PredictionReport(heads)
     load = backbone_loader(model or name_backbone(heads[0]), device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
         statuses = write_predictions(
@@ -148,7 +164,10 @@ def predict_command(
             excel_safe=excel_safe,
             overwrite=overwrite,
             progress=progress,
+            watch=None if noted is None else noted.watch,
         )
+    if noted is not None and report is not None:
+        noted.page(source="standard input" if source == "-" else os.path.basename(source)).save(report)
     report_records(statuses, source=source, out=out)
 
 

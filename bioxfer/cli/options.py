@@ -37,6 +37,7 @@ __all__ = [
     "Precision",
     "PrecisionOption",
     "Quiet",
+    "ReportFile",
     "Resume",
     "Seed",
     "Split",
@@ -248,6 +249,15 @@ Resume = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+ReportFile = Annotated[
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Page to write beside: one .html file with figures, which loads nothing from elsewhere; needs "
+        "bioxfer[report].",
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", envvar="BIOXFER_OFFLINE", help="Open no socket.")]
 ExcelSafe = Annotated[
     bool, typer.Option("--excel-safe", help="Put ' before text that a spreadsheet would run as a formula.")

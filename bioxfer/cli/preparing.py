@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bioxfer.cache import EmbeddingCache
     from bioxfer.genes import Translation
 
-__all__ = ["as_translation", "backbone_loader", "given_files", "open_cache"]
+__all__ = ["as_translation", "backbone_loader", "check_report_file", "given_files", "open_cache"]
 
 log = logging.getLogger("bioxfer")
 
@@ -22,6 +22,17 @@ log = logging.getLogger("bioxfer")
 def given_files(names: Sequence[str | None] | None) -> list[str]:
     """Keep what names a file: an output must not replace it."""
     return [name for name in names or () if name is not None]
+
+
+def check_report_file(report: str | None, *, others: Sequence[str], overwrite: bool) -> None:
+    """Refuse a report that cannot be written, or that would replace another file of the command."""
+    if report is None:
+        return
+    from bioxfer.output import check_output
+    from bioxfer.report import check_report
+
+    check_report(report)
+    check_output(report, inputs=others, overwrite=overwrite)
 
 
 def as_translation(

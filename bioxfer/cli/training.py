@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,6 +35,7 @@ from bioxfer.cli.options import (
     Precision,
     PrecisionOption,
     Quiet,
+    ReportFile,
     Resume,
     Seed,
     Split,
@@ -44,9 +45,18 @@ from bioxfer.cli.options import (
     TranslateOption,
     Verbose,
 )
-from bioxfer.cli.preparing import as_translation, backbone_loader, given_files, open_cache
+from bioxfer.cli.preparing import (
+    as_translation,
+    backbone_loader,
+    check_report_file,
+    given_files,
+    open_cache,
+)
 from bioxfer.cli.terminal import show_progress, start_messages
 from bioxfer.errors import UsageError
+
+if TYPE_CHECKING:
+    from bioxfer.judgement import Judgement
 
 __all__ = ["evaluate_command", "pretrain_command", "train_command"]
 
@@ -150,6 +160,7 @@ def train_command(
         list[str] | None,
         typer.Option("--limit", metavar="TEXT", help="A known limit, for the card; may be repeated."),
     ] = None,
+    report: ReportFile = None,
     device: Device = "cpu",
     threads: Threads = None,
     precision: PrecisionOption = Precision.fp32,
@@ -181,7 +192,9 @@ def train_command(
 
     if not out.endswith(".safetensors"):
         raise UsageError(f"a head is a .safetensors file, not {out!r}; change the suffix")
-    check_output(out, inputs=[source, *given_files([labels, model, gff])], overwrite=overwrite)
+    inputs = [source, *given_files([labels, model, gff])]
+    check_output(out, inputs=inputs, overwrite=overwrite)
+    check_report_file(report, others=[*inputs, out], overwrite=overwrite)
     parse_pool(pool)
     from bioxfer.cards import describe_card
     from bioxfer.training import read_labelled, train_on_records
@@ -225,6 +238,10 @@ def train_command(
             progress=progress,
         )
     trained.save(out)
+    if report is not None:
+        from bioxfer.report import report_head
+
+        report_head(trained).save(report)
     typer.echo(describe_card(trained.card))
 
 
@@ -238,6 +255,7 @@ def evaluate_command(
             "-o", "--out", metavar="FILE", help="Table of metrics, .csv or another; - is CSV to stdout."
         ),
     ] = "-",
+    report: ReportFile = None,
     model: HeadsModel = None,
     identity: Identity = 0.3,
     cluster_by: ClusterByOption = ClusterBy.auto,
@@ -269,7 +287,9 @@ def evaluate_command(
     from bioxfer.output import TableWriter, check_output, table_format
 
     table_format(out)
-    check_output(out, inputs=[source, *given_files([head, labels, model, gff])], overwrite=overwrite)
+    inputs = [source, *given_files([head, labels, model, gff])]
+    check_output(out, inputs=inputs, overwrite=overwrite)
+    check_report_file(report, others=[*inputs, out], overwrite=overwrite)
     from bioxfer.prediction import load_head, name_backbone
     from bioxfer.training import evaluate_on_records, read_labelled
 
@@ -280,6 +300,7 @@ def evaluate_command(
         on_duplicate=on_duplicate.value,
         translation=as_translation(translate, genetic_code, min_orf, gff),
     )
+    judged: list[Judgement] = []
     load = backbone_loader(model or name_backbone(trained), device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
         rows = evaluate_on_records(
@@ -297,9 +318,15 @@ def evaluate_command(
             seed=seed,
             threads=threads,
             progress=progress,
+            watch=None if report is None else judged.append,
         )
     with TableWriter(out, ["metric", "value", "low", "high"], overwrite=overwrite) as table:
         table.write(rows)
+    if report is not None:
+        from bioxfer.report import report_evaluation
+
+        name = "standard input" if source == "-" else Path(source).name
+        report_evaluation(trained, judged[0], source=name).save(report)
 
 
 def pretrain_command(

@@ -32,6 +32,7 @@ from bioxfer.cli.options import (
     Precision,
     PrecisionOption,
     Quiet,
+    ReportFile,
     Resume,
     Seed,
     Split,
@@ -39,7 +40,13 @@ from bioxfer.cli.options import (
     Translate,
     TranslateOption,
 )
-from bioxfer.cli.preparing import as_translation, backbone_loader, given_files, open_cache
+from bioxfer.cli.preparing import (
+    as_translation,
+    backbone_loader,
+    check_report_file,
+    given_files,
+    open_cache,
+)
 from bioxfer.cli.terminal import show_progress, start_messages
 from bioxfer.errors import UsageError
 
@@ -186,6 +193,7 @@ def transfer_command(
         list[str] | None,
         typer.Option("--limit", metavar="TEXT", help="A known limit, for the card; may be repeated."),
     ] = None,
+    report: ReportFile = None,
     device: Device = "cpu",
     threads: Threads = None,
     precision: PrecisionOption = Precision.fp32,
@@ -226,6 +234,9 @@ def transfer_command(
         if trunk is Trunk.lora:
             raise UsageError("low-rank changes take too long for a learning curve; leave --curve out")
         table_format(curve)
+    check_report_file(
+        report, others=[*inputs, *given_files([out, adapter, curve, checkpoint])], overwrite=overwrite
+    )
     parse_pool(pool)
     from bioxfer.cards import describe_card
     from bioxfer.training import read_labelled, train_on_records
@@ -289,6 +300,10 @@ def transfer_command(
     if curve is not None:
         with TableWriter(curve, CURVE_COLUMNS, overwrite=overwrite) as table:
             table.write(curve_rows(trained.card["transfer"]))
+    if report is not None:
+        from bioxfer.report import report_head
+
+        report_head(trained).save(report)
     typer.echo(describe_card(trained.card))
 
 
