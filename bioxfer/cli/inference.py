@@ -179,7 +179,7 @@ def embed_command(
             "-o",
             "--out",
             metavar="FILE",
-            help="File to write: .h5, .npz, .csv, .tsv, .csv.gz, .tsv.gz, .csv.xz or .parquet; - is CSV to "
+            help="File to write: .h5, .h5ad, .npz, .parquet, .csv, .tsv, .csv.gz, .tsv.gz or .csv.xz; - is CSV to "
             "stdout.",
         ),
     ],
@@ -187,7 +187,10 @@ def embed_command(
     layer: Layer = None,
     pool: Pool = "mean",
     per_residue: Annotated[
-        bool, typer.Option("--per-residue", help="Write one (L, D) matrix per protein instead; .h5 or .npz.")
+        bool,
+        typer.Option(
+            "--per-residue", help="Write one (L, D) matrix per protein instead; .h5, .npz or .parquet."
+        ),
     ] = False,
     device: Device = "cpu",
     threads: Threads = None,
