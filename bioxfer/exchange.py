@@ -1,7 +1,8 @@
 """Read stored embeddings, and convert them from one kind of file to another.
 
 A file's kind is told by its suffix, as `bioxfer.vectors` writes them; a folder is one of fair-esm's. Heads read
-only vectors of their own backbone, so none reads converted ones of another's; any estimator of scikit-learn does.
+only vectors of their own backbone (its fingerprint), so none reads those of other tools; any estimator of
+scikit-learn does.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ def open_embeddings(
     Parameters
     ----------
     path : path
-        ``.npz``, ``.h5``, ``.hdf5``, ``.h5ad``, ``.parquet``, ``.csv``, ``.tsv`` (compressed, too), or a folder
-        of fair-esm's ``.pt`` files.
+        ``.npz``, ``.h5``, ``.hdf5``, ``.h5ad``, ``.parquet``, ``.csv``, ``.tsv`` (compressed, too), or a
+        folder of fair-esm's ``.pt`` files.
     layer : int, optional
         Of a folder that holds several.
     pool : str, optional
-        What to read where there are several: ``mean``, ``cls`` (or ``bos``), ``residues``; ``mean`` of a file of residues
-        is made of these.
+        What to read where there are several: ``mean``, ``cls`` (or ``bos``), ``residues``; ``mean`` of a
+        file of residues is made of these.
 
     Raises
     ------
@@ -107,8 +108,8 @@ def read_embeddings(
     Parameters
     ----------
     path : path
-        What `bioxfer embed` wrote (``.npz``, ``.h5``, ``.h5ad``, ``.parquet``, ``.csv``, ``.tsv``), UniProt's,
-        biotrainer's or bio_embeddings' ``.h5``, or a folder of fair-esm's ``.pt`` files.
+        What `bioxfer embed` wrote (``.npz``, ``.h5``, ``.h5ad``, ``.parquet``, ``.csv``, ``.tsv``), a ``.h5``
+        of UniProt, biotrainer or bio_embeddings, or a folder of fair-esm's ``.pt`` files.
     layer : int, optional
         Of a folder that holds several.
     pool : {"mean", "cls", "bos", "residues"}, optional
@@ -132,10 +133,10 @@ def read_embeddings(
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     path = Path(folder, "v.csv")
-    ...     size = path.write_text("id,length,status,message,mean_0,mean_1\na,5,ok,,0.5,1\nb,0,skipped,empty,,\n")
+    ...     size = path.write_text("id,length,status,message,mean_0\na,5,ok,,0.5\nb,0,skipped,empty,\n")
     ...     found = bx.read_embeddings(path)
     >>> found.ids, found.statuses, found.vectors[0].tolist()
-    (['a', 'b'], ['ok', 'skipped'], [0.5, 1.0])
+    (['a', 'b'], ['ok', 'skipped'], [0.5])
     """
     with open_embeddings(path, layer=layer, pool=pool) as stored:
         per_residue = stored.pool == RESIDUES
@@ -185,8 +186,8 @@ def convert_embeddings(
         See `open_embeddings`.
     fasta : path, optional
         Sequences whose order and lengths to take, one row for each. One whose id is not there gets a row with
-        status ``skipped``; an entry that is no sequence's is left out, and the log says how many. Where no id is
-        equal, UniProt's accessions are compared.
+        status ``skipped``; an entry that is no sequence's is left out, and the log says how many. Where an
+        id is not there, UniProt's accession of it may be.
     excel_safe, overwrite : bool, optional
         See `write_vectors`.
     progress : callable, optional
@@ -304,7 +305,7 @@ def _with_sequence(stored: Stored, record: SequenceRecord, row: EmbeddedRecord |
     row.record = replace(row.record, id=record.id)
     if known > length or (known < length and known != UNKNOWN and row.status not in ("ok", "skipped")):
         raise InputError(
-            f"{record.place}: has {length} residues, but {known} in {stored.source}; these are not its embeddings"
+            f"{record.place}: has {length} residues, but {known} in {stored.source}; those are another's"
         )
     if known not in (length, UNKNOWN) and row.status == "ok":
         row.status = "truncated"
@@ -334,7 +335,7 @@ class _Shelf:
             identifier = row.record.id
             if identifier in self.rows:
                 raise DuplicateIdError(
-                    f"{stored.source}: two records have the id {identifier!r}; every protein needs one of its own"
+                    f"{stored.source}: two records have the id {identifier!r}; every protein needs its own"
                 )
             numbers = row.residues if row.pooled is None else row.vector(self._pool)
             offset = self._file.tell()

@@ -36,8 +36,8 @@ def convert_command(
             "-o",
             "--out",
             metavar="FILE",
-            help="File to write: .h5, .h5ad, .npz, .parquet, .csv, .tsv, .csv.gz, .tsv.gz or .csv.xz; - is CSV "
-            "to stdout. One vector per residue goes to .h5, .npz or .parquet.",
+            help="File to write: .h5, .h5ad, .npz, .parquet, .csv, .tsv, .csv.gz, .tsv.gz or .csv.xz; - is "
+            "CSV to stdout. One vector per residue goes to .h5, .npz or .parquet.",
         ),
     ],
     layer: Annotated[
@@ -48,8 +48,8 @@ def convert_command(
         StoredPool | None,
         typer.Option(
             "--pool",
-            help="What to take, where the .pt files hold several: mean vectors, those of the token before the "
-            "first residue (cls here), or one for each residue. mean of a file of residues averages them.",
+            help="What to take, where the .pt files hold several: mean vectors, those of the token before "
+            "the first residue (cls here), or one for each residue. mean of a file of residues averages them.",
         ),
     ] = None,
     fasta: Annotated[
@@ -57,8 +57,8 @@ def convert_command(
         typer.Option(
             "--fasta",
             metavar="FILE",
-            help="Sequences whose order and lengths to take: one row for each, skipped if it is not in IN; what "
-            "is in IN alone is left out. Without it the order is IN's, of a folder that of the labels.",
+            help="Sequences whose order and lengths to take: one row for each, skipped if it is not in IN; "
+            "what is in IN alone is left out. Without it the order is IN's, of a folder that of the labels.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -68,8 +68,8 @@ def convert_command(
 ) -> None:
     """Turn stored embeddings into another kind of file.
 
-    Rows stream from IN to FILE, with their ids, lengths, statuses and messages where IN has them. A head reads
-    only vectors of its own backbone; other estimators read any, through bioxfer.read_embeddings.
+    Rows stream from IN to FILE, with their ids, lengths, statuses and messages where IN has them. A head
+    reads only vectors of its own backbone; other estimators read any, through bioxfer.read_embeddings.
     """
     start_messages(quiet=quiet, verbose=verbose)
     from bioxfer.exchange import convert_embeddings

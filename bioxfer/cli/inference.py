@@ -179,8 +179,8 @@ def embed_command(
             "-o",
             "--out",
             metavar="FILE",
-            help="File to write: .h5, .h5ad, .npz, .parquet, .csv, .tsv, .csv.gz, .tsv.gz or .csv.xz; - is CSV to "
-            "stdout.",
+            help="File to write: .h5, .h5ad, .npz, .parquet, .csv, .tsv, .csv.gz, .tsv.gz or .csv.xz; - is "
+            "CSV to stdout.",
         ),
     ],
     model: Model = "compact",
@@ -213,9 +213,9 @@ def embed_command(
 ) -> None:
     """Turn every protein into one vector, or into one vector per residue.
 
-    A table has the columns id, length, status, message, mean_0, mean_1, ...; .npz and .h5 keep the same
-    beside the arrays. With --translate or --gff a table also says source, strand, start, end, frame and
-    genetic_code. A record without a vector (skipped or failed) has empty cells, or NaN.
+    A table has the columns id, length, status, message, mean_0, mean_1, ... (.parquet one column embedding
+    of lists); .npz, .h5 and .h5ad keep the same beside the arrays. With --translate or --gff a table or
+    .h5ad also says source, strand, start, end, frame and genetic_code. A record without a vector (skipped or failed) has empty cells, or NaN.
     """
     start_messages(quiet=quiet, verbose=verbose)
     from bioxfer.io import iter_proteins

@@ -1,8 +1,8 @@
-"""Folders of fair-esm's ``extract.py``: one ``.pt`` file for each protein, ``{"label", "mean_representations", ...}``.
+"""Folders of fair-esm's ``extract.py``: one ``.pt`` file for each protein.
 
-A label is the whole header of a FASTA record, and its id the first word, as everywhere. A label with slashes has
-made folders in the folder. The files are read one at a time, sorted by label, and hold tensors and plain values
-or are refused.
+It holds ``{"label", "mean_representations": {layer: (D,)}, ...}``. A label is the whole header of a FASTA
+record, and its id the first word, as everywhere. A label with slashes has made folders in the folder. The files
+are read one at a time, sorted by label, and hold tensors and plain values or are refused.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def open_fairesm(
     layer : int, optional
         Which one, where the files hold several.
     pool : {"mean", "cls", "bos", "residues"}, optional
-        What of it, where the files hold several; what fair-esm calls bos is ``cls`` everywhere else. Means are made of the
-        residues where the files have no other.
+        What of it, where the files hold several; what fair-esm calls bos is ``cls`` everywhere else.
+        Means are made of the residues where the files have no other.
 
     Raises
     ------
@@ -113,8 +113,8 @@ def _note(identifier: str, name: str, seen: dict[str, str], source: str) -> None
     first = seen.setdefault(identifier, name)
     if first != name:
         raise DuplicateIdError(
-            f"{source}: {first!r} and {name!r} both have the id {identifier!r}, the first word of their labels; "
-            "every protein needs one of its own"
+            f"{source}: {first!r} and {name!r} both have the id {identifier!r}, the first word of their "
+            "labels; every protein needs one of its own"
         )
 
 

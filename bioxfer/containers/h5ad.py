@@ -1,8 +1,8 @@
-"""AnnData's file format: ``X (N, D)``, ``obs`` by id, ``var`` named ``mean_0, mean_1, ...``, facts in ``uns``.
+"""AnnData's file format: ``X (N, D)``, ``obs`` by id, ``var`` named ``mean_0, ...``, facts in ``uns``.
 
-Written by h5py after the format's description (anndata.readthedocs.io, "On-disk format"), so that rows stream and
-the package anndata is not needed. ``obs`` has ``length``, ``status``, ``message`` and the origin if it is known;
-a length that nobody told is -1. A record without a vector is a row of NaN.
+Written by h5py after the format's description (anndata.readthedocs.io, "On-disk format"), so that rows stream
+and the package anndata is not needed. ``obs`` has ``length``, ``status``, ``message`` and the origin if it is
+known; a length that nobody told is -1. A record without a vector is a row of NaN.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def open_h5ad(path: str | os.PathLike[str]) -> Iterator[Stored]:
             for column in columns:
                 if len(column) != x.shape[0]:
                     raise FormatError(
-                        f"{source}: {len(column)} of {column.name!r} for {x.shape[0]} rows of X; it is damaged"
+                        f"{source}: {len(column)} of {column.name!r} for {x.shape[0]} rows of X; damaged"
                     )
 
         def rows() -> Iterator[EmbeddedRecord]:

@@ -1,10 +1,10 @@
 """HDF5 as UniProt lays it out: one dataset for each protein, ``(D,)`` or ``(L, D)``, under its accession.
 
-The key of ``sp|P01308|INS_HUMAN`` or ``tr|...`` is its accession, ``P01308``; that of any other id is the id. Where
-such a key is taken already the whole id takes its place; and an id that HDF5 would make something else of (it
-holds ``/`` or a character that does not print, is empty or nothing but dots), or that holds ``%``, is written with
-these as ``%2F``, as in addresses. A key that is taken even then gets ``%%2``, ``%%3``, ... behind it. No two ids
-get one key, and the attribute ``original_id`` holds every id verbatim.
+The key of ``sp|P01308|INS_HUMAN`` or ``tr|...`` is its accession, ``P01308``; that of any other id is the id.
+Where such a key is taken already the whole id takes its place; and an id that HDF5 would make something else of
+(it holds ``/`` or a character that does not print, is empty or nothing but dots), or that holds ``%``, is
+written with these as ``%2F``, as in addresses. A key that is taken even then gets ``%%2``, ``%%3``, ... behind
+it. No two ids get one key, and the attribute ``original_id`` holds every id verbatim.
 
 What biotrainer (keys are hashes of sequences) and bio_embeddings (keys are numbers) write is read as well.
 """
@@ -77,8 +77,8 @@ def write_hdf5(
     if keys.respelled:
         identifier, key = keys.first
         logger.info(
-            "%d %s no plain or free key of HDF5 and spelled otherwise (%r as %r); the attribute original_id holds "
-            "every id",
+            "%d %s no plain or free key of HDF5 and spelled otherwise (%r as %r); the attribute original_id "
+            "holds every id",
             keys.respelled,
             "id is" if keys.respelled == 1 else "ids are",
             identifier,
@@ -96,6 +96,7 @@ class Keeping(io.FileIO):
     error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
+        """Write all of it, or take down why that failed."""
         view = memoryview(data).cast("B")
         written = 0
         try:
@@ -106,6 +107,7 @@ class Keeping(io.FileIO):
         return len(view)
 
     def truncate(self, size: int | None = None, /) -> int:
+        """Change the size, or take down why that failed."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -113,6 +115,7 @@ class Keeping(io.FileIO):
             return self.tell() if size is None else size
 
     def readinto(self, buffer: Any, /) -> int:
+        """Read as much as there is room for."""
         view = memoryview(buffer).cast("B")
         count = super().readinto(view) or 0
         view[count:] = bytes(len(view) - count)  # what was never written reads as zeros
@@ -235,7 +238,7 @@ def _note(identifier: str, key: str, seen: dict[str, str], source: str) -> None:
     first = seen.setdefault(identifier, key)
     if first != key:
         raise DuplicateIdError(
-            f"{source}: {first!r} and {key!r} both have the id {identifier!r}; every protein needs one of its own"
+            f"{source}: {first!r} and {key!r} both have the id {identifier!r}; every protein needs its own"
         )
 
 
@@ -315,7 +318,7 @@ def _survey(file: Any, facts: Facts, source: str) -> tuple[str, int]:
             continue
         if entry.ndim not in (1, 2):
             raise FormatError(
-                f"{place}: has {entry.ndim} dimensions, where (D,) or (L, D) should be; choose one layer of it first"
+                f"{place}: has {entry.ndim} dimensions, where (D,) or (L, D) should be; choose one layer first"
             )
         no_more_than(MOST_DIMENSIONS, entry.shape[-1], "dimensions", place)
         if entry.ndim == 2:

@@ -1,7 +1,7 @@
 """NumPy archives: ``ids, lengths, statuses, messages`` and ``vectors: (N, D)``.
 
-With per-residue output ``residues: (T, D)`` and ``offsets: (N + 1,)`` stand in place of the vectors. What made
-them are arrays of one value. Both ways the rows stream, and nothing is unpickled.
+With per-residue output ``residues: (T, D)`` and ``offsets: (N + 1,)`` stand in place of the vectors. What
+made them are arrays of one value. Both ways the rows stream, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[Stored]:
             wanted = (*_STEM, *((RESIDUES, "offsets") if per_residue else ("vectors",)))
             if missing := [name for name in wanted if name not in members]:
                 raise FormatError(
-                    f"{source}: no array {missing[0]!r} (found: {', '.join(sorted(members)) or 'none'}); this is "
-                    "no archive that bioxfer embed wrote"
+                    f"{source}: no array {missing[0]!r} (found: {', '.join(sorted(members)) or 'none'}); this "
+                    "is no archive that bioxfer embed wrote"
                 )
             arrays = {name: _Member(archive, members[name], name, source) for name in wanted}
             facts = own_texts({name: _fact(archive, members, name, source) for name in
@@ -140,7 +140,7 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[Stored]:
             pool, width = _read_shapes(arrays, facts, source)
 
         def rows() -> Iterator[EmbeddedRecord]:
-            streams = {name: _stream(archive, each, source) for name, each in arrays.items()}
+            streams = {name: _Stream(archive, each, source) for name, each in arrays.items()}
             count, end = arrays["ids"].shape[0], 0
             with contextlib.ExitStack() as opened:
                 for stream in streams.values():
@@ -176,7 +176,7 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[Stored]:
                 with reading(source):
                     if per_residue and end != arrays[RESIDUES].shape[0]:
                         raise FormatError(
-                            f"{source}: {arrays[RESIDUES].shape[0] - end} residues are no record's; it is damaged"
+                            f"{source}: {arrays[RESIDUES].shape[0] - end} residues are no record's"
                         )
                     for stream in streams.values():
                         stream.finish()  # where the checksums are seen
@@ -209,9 +209,9 @@ class _Member:
         for size in self.shape:
             numbers *= size
         if numbers < 0 or numbers * self.kind.itemsize != info.file_size - self.start:
+            stated = " x ".join(map(str, self.shape)) or "one value"
             raise FormatError(
-                f"{source}: array {name!r} states {' x '.join(map(str, self.shape)) or 'one value'} of {self.kind}, "
-                f"but has {info.file_size - self.start} bytes; it is damaged"
+                f"{source}: array {name!r} states {stated} of {self.kind}, but has {info.file_size - self.start} bytes; it is damaged"
             )
         if fortran and len(self.shape) > 1:
             raise FormatError(
@@ -220,7 +220,7 @@ class _Member:
         if name in _KINDS and (self.kind.kind not in _KINDS[name] or len(self.shape) != 1):
             raise FormatError(
                 f"{source}: array {name!r} is {len(self.shape)}-dimensional of {self.kind}, where a list of "
-                f"{'texts' if _KINDS[name] == 'U' else 'whole numbers'} should be; it is no archive of bioxfer's"
+                f"{'texts' if _KINDS[name] == 'U' else 'whole numbers'} should be; it is none of bioxfer's"
             )
         no_more_than(_MOST_TEXT, self.kind.itemsize, f"bytes for each of {name!r}", source)
 
@@ -245,7 +245,7 @@ def _fact(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name: s
     member = _Member(archive, members[name], name, source)
     if member.shape not in ((), (1,)) or member.kind.kind not in "Uiu":
         return None
-    with contextlib.closing(_stream(archive, member, source)) as stream:
+    with contextlib.closing(_Stream(archive, member, source)) as stream:
         return stream.take(1)[0].item()
 
 
@@ -278,7 +278,7 @@ def _read_shapes(arrays: dict[str, _Member], facts: Facts, source: str) -> tuple
     return pool, numbers.shape[1] // parts
 
 
-class _stream:  # noqa: N801
+class _Stream:
     """Items of an array in an archive, read as they are asked for."""
 
     def __init__(self, archive: zipfile.ZipFile, member: _Member, source: str) -> None:

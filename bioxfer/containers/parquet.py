@@ -1,8 +1,8 @@
 """Parquet: ``id, length, status, message``, the origin if it is known, and one column ``embedding``.
 
 A vector is a ``fixed_size_list<float>[D]``, null where there is none; with per-residue output it is a list of
-these, one for each residue. What made the vectors stands in the schema's metadata. Groups of rows are written and
-read one after the other.
+these, one for each residue. What made the vectors stands in the schema's metadata. Groups of rows are written
+and read one after the other.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from bioxfer.embeddings import Status
 from bioxfer.engine import Vector
 from bioxfer.errors import BioxferError, FormatError, UsageError
 from bioxfer.pooling import parse_pool
-from bioxfer.sequences import ORIGIN_COLUMNS, Origin, SequenceRecord
+from bioxfer.sequences import Origin, SequenceRecord
 
 __all__ = [
     "MOST_DIMENSIONS",
@@ -159,7 +159,7 @@ def make_row(
     if pool == RESIDUES and values is not None:
         if length not in (UNKNOWN, len(values)) and status != "truncated":
             raise FormatError(
-                f"{place}: {len(values)} residues where the length is {length}; the file is damaged, make it again"
+                f"{place}: {len(values)} residues where the length is {length}; the file is damaged"
             )
         length = max(length, len(values))
     record = SequenceRecord(identifier, "", origin=origin)
@@ -218,7 +218,7 @@ def pool_of_columns(names: Sequence[str], place: str) -> tuple[str, int]:
             return "+".join(parts), width
     shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
     raise FormatError(
-        f"{place}: {shown or 'no columns'} where mean_0, mean_1, ... should stand; this is no table of embeddings"
+        f"{place}: {shown or 'no columns'} where mean_0, mean_1, ... should stand; it holds no embeddings"
     )
 
 

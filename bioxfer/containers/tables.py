@@ -1,4 +1,4 @@
-"""Text tables of embeddings, CSV and TSV, plain or compressed: ``id, length, status, message, mean_0, ...``."""
+"""Text tables of embeddings, plain or compressed: ``id, length, status, message, mean_0, mean_1, ...``."""
 
 from __future__ import annotations
 
