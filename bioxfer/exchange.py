@@ -1,8 +1,8 @@
 """Read stored embeddings, and convert them from one kind of file to another.
 
-A file's kind is told by its suffix, as `bioxfer.vectors` writes them; a folder is one of fair-esm's. Heads read
-only vectors of their own backbone (its fingerprint), so none reads those of other tools; any estimator of
-scikit-learn does.
+A file's kind is told by its suffix, as `bioxfer.vectors` writes them; a folder is one of fair-esm's. Heads
+read only vectors of their own backbone (its fingerprint), so none reads those of other tools; any estimator
+of scikit-learn does.
 """
 
 from __future__ import annotations

@@ -134,6 +134,8 @@ def prepare(ground: Path) -> Path:
     named = [replace(record, id=name) for record, name in zip(records, names, strict=True)]
     (folder / "in.csv").write_text(as_csv(named, "id", "sequence", "label"))
     (folder / "bare.csv").write_text(as_csv(named, "id", "sequence"))
+    (folder / "esm").mkdir()
+    torch.save({"label": "p", "mean_representations": {6: torch.ones(3)}}, folder / "esm" / "p.pt")
     (folder / "source.csv").write_text(as_csv(proteins(24, seed=1), "id", "sequence", "label"))
     return folder
 
@@ -156,6 +158,8 @@ def every_command() -> list[list[str]]:
         ["embed", "bare.csv", "-o", "v.csv", *over],
         *(["embed", "bare.csv", "-o", f"v.{suffix}", *toy, *over] for suffix in ("npz", "csv.gz")),
         ["embed", "bare.csv", "-o", "r.npz", "--per-residue", *toy, *over],
+        ["convert", "v.npz", "-o", "c.csv", "--fasta", "bare.csv", *over],
+        ["convert", "esm", "-o", "c.npz", *over],
         ["train", "in.csv", "-o", "h.safetensors", "--head", "linear", *kmer, *toy, *over],
         [
             *("transfer", "in.csv", "--source", "source.csv", "-o", "t.safetensors", "--sizes", ""),
@@ -189,8 +193,8 @@ def every_command() -> list[list[str]]:
 
 
 MADE = {
-    "ready.csv", "p.csv", "v.csv", "v.npz", "v.csv.gz", "r.npz", "h.safetensors", "t.safetensors", "s.csv",
-    "w.safetensors", "plot.svg",
+    "ready.csv", "p.csv", "v.csv", "v.npz", "v.csv.gz", "r.npz", "c.csv", "c.npz", "h.safetensors",
+    "t.safetensors", "s.csv", "w.safetensors", "plot.svg",
 }  # fmt: skip
 
 
@@ -300,7 +304,8 @@ def hostile_files(folder: Path) -> list[str]:
     """Write the canary in every disguise; the names of the files."""
     canary = Canary(folder / "canary")
     pickled = pickle.dumps(canary)
-    names = ["evil.safetensors", "evil.pt", "evil.csv", "evil.fasta", "evil.npz", "evil.parquet", "evil.ckpt"]
+    names = ["evil.safetensors", "evil.pt", "evil.csv", "evil.fasta", "evil.npz", "evil.parquet", "evil.ckpt",
+             "evil.h5", "evil.h5ad"]  # fmt: skip
     for name in names:
         (folder / name).write_bytes(pickled)
     torch.save({"model": canary, "args": None}, folder / "zipped.pt")
@@ -344,6 +349,9 @@ def test_code_in_hostile_files_is_never_run(tmp_path):
             ["split", name, "-o", "s.csv"],
             ["pretrain", name, "-o", "w.safetensors", "--steps", "1", "--width", "64"],
         ]
+    (folder / "esm" / "q.pt").write_bytes((folder / "zipped.pt").read_bytes())
+    for name in ("evil.csv", "evil.npz", "evil.parquet", "evil.h5", "evil.h5ad", "esm"):
+        commands.append(["convert", name, "-o", "c.csv"])
     (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
     shutil.copy(folder / "evil.pt", tmp_path / "torch" / "hub" / "checkpoints" / "esm2_t6_8M_UR50D.pt")
     commands += [["embed", "bare.csv", "-o", "v.csv", "--model", "esm2_t6_8M_UR50D", "--offline"], ["doctor"]]

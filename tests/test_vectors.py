@@ -198,7 +198,8 @@ print((peaks[2] - peaks[1]) / 4_000)
 def test_memory_does_not_grow_with_the_number_of_records(tmp_path, name, monkeypatch):
     path = tmp_path / name
     code = STREAM.replace("def rows", "import bioxfer.containers as c, bioxfer.vectors as v\n"
-                          "import bioxfer.containers.h5ad, bioxfer.containers.npz\nimport bioxfer.containers.parquet\n"
+                          "import bioxfer.containers.h5ad, bioxfer.containers.npz\n"
+                          "import bioxfer.containers.parquet\n"
                           "c.parquet._ROWS, v._BEHIND, c.npz._PIECE = 64, 2**18, 2**12\n"
                           "c.h5ad._ROWS = 64\ndef rows")  # fmt: skip
     told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)

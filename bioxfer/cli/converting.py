@@ -49,7 +49,7 @@ def convert_command(
         typer.Option(
             "--pool",
             help="What to take, where the .pt files hold several: mean vectors, those of the token before "
-            "the first residue (cls here), or one for each residue. mean of a file of residues averages them.",
+            "the first residue (cls here), or one for each residue. mean of a file of residues averages it.",
         ),
     ] = None,
     fasta: Annotated[

@@ -215,7 +215,8 @@ def embed_command(
 
     A table has the columns id, length, status, message, mean_0, mean_1, ... (.parquet one column embedding
     of lists); .npz, .h5 and .h5ad keep the same beside the arrays. With --translate or --gff a table or
-    .h5ad also says source, strand, start, end, frame and genetic_code. A record without a vector (skipped or failed) has empty cells, or NaN.
+    .h5ad also says source, strand, start, end, frame and genetic_code. A record without a vector (skipped
+    or failed) has empty cells, or NaN.
     """
     start_messages(quiet=quiet, verbose=verbose)
     from bioxfer.io import iter_proteins

@@ -1,8 +1,8 @@
 """Folders of fair-esm's ``extract.py``: one ``.pt`` file for each protein.
 
 It holds ``{"label", "mean_representations": {layer: (D,)}, ...}``. A label is the whole header of a FASTA
-record, and its id the first word, as everywhere. A label with slashes has made folders in the folder. The files
-are read one at a time, sorted by label, and hold tensors and plain values or are refused.
+record, and its id the first word, as everywhere. A label with slashes has made folders in the folder. The
+files are read one at a time, sorted by label, and hold tensors and plain values or are refused.
 """
 
 from __future__ import annotations

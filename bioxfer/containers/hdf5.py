@@ -1,10 +1,10 @@
 """HDF5 as UniProt lays it out: one dataset for each protein, ``(D,)`` or ``(L, D)``, under its accession.
 
 The key of ``sp|P01308|INS_HUMAN`` or ``tr|...`` is its accession, ``P01308``; that of any other id is the id.
-Where such a key is taken already the whole id takes its place; and an id that HDF5 would make something else of
-(it holds ``/`` or a character that does not print, is empty or nothing but dots), or that holds ``%``, is
-written with these as ``%2F``, as in addresses. A key that is taken even then gets ``%%2``, ``%%3``, ... behind
-it. No two ids get one key, and the attribute ``original_id`` holds every id verbatim.
+Where such a key is taken already the whole id takes its place; and an id that HDF5 would make something else
+of (it holds ``/`` or a character that does not print, is empty or nothing but dots), or that holds ``%``, is
+written with these as ``%2F``, as in addresses. A key that is taken even then gets ``%%2``, ``%%3``, ...
+behind it. No two ids get one key, and the attribute ``original_id`` holds every id verbatim.
 
 What biotrainer (keys are hashes of sequences) and bio_embeddings (keys are numbers) write is read as well.
 """
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bioxfer.containers.stored import (
+    FACTS,
     MOST_DIMENSIONS,
     RESIDUES,
     UNKNOWN,
@@ -210,7 +211,7 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator[Stored]:
     with contextlib.ExitStack() as stack:
         with reading(source):
             file = stack.enter_context(h5py.File(path, "r"))
-            facts = own_texts(dict(file.attrs))
+            facts = own_texts({name: file.attrs[name] for name in FACTS if name in file.attrs})
             pool, width = _survey(file, facts, source)
 
         def read(key: str) -> EmbeddedRecord:
@@ -318,7 +319,7 @@ def _survey(file: Any, facts: Facts, source: str) -> tuple[str, int]:
             continue
         if entry.ndim not in (1, 2):
             raise FormatError(
-                f"{place}: has {entry.ndim} dimensions, where (D,) or (L, D) should be; choose one layer first"
+                f"{place}: has {entry.ndim} dimensions, where (D,) or (L, D) should be; choose a layer"
             )
         no_more_than(MOST_DIMENSIONS, entry.shape[-1], "dimensions", place)
         if entry.ndim == 2:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bioxfer.containers.stored import (
+    FACTS,
     MOST_DIMENSIONS,
     RESIDUES,
     Facts,
@@ -130,12 +131,11 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[Stored]:
             wanted = (*_STEM, *((RESIDUES, "offsets") if per_residue else ("vectors",)))
             if missing := [name for name in wanted if name not in members]:
                 raise FormatError(
-                    f"{source}: no array {missing[0]!r} (found: {', '.join(sorted(members)) or 'none'}); this "
-                    "is no archive that bioxfer embed wrote"
+                    f"{source}: no array {missing[0]!r} (found: {', '.join(sorted(members)) or 'none'}); "
+                    "this is no archive that bioxfer embed wrote"
                 )
             arrays = {name: _Member(archive, members[name], name, source) for name in wanted}
-            facts = own_texts({name: _fact(archive, members, name, source) for name in
-                               ("model", "fingerprint", "layer", "pool", "precision")
+            facts = own_texts({name: _fact(archive, members, name, source) for name in FACTS
                                if name in members})  # fmt: skip
             pool, width = _read_shapes(arrays, facts, source)
 
@@ -211,7 +211,8 @@ class _Member:
         if numbers < 0 or numbers * self.kind.itemsize != info.file_size - self.start:
             stated = " x ".join(map(str, self.shape)) or "one value"
             raise FormatError(
-                f"{source}: array {name!r} states {stated} of {self.kind}, but has {info.file_size - self.start} bytes; it is damaged"
+                f"{source}: array {name!r} states {stated} of {self.kind}, but has "
+                f"{info.file_size - self.start} bytes; it is damaged"
             )
         if fortran and len(self.shape) > 1:
             raise FormatError(

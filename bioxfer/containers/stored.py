@@ -18,6 +18,7 @@ from bioxfer.pooling import parse_pool
 from bioxfer.sequences import Origin, SequenceRecord
 
 __all__ = [
+    "FACTS",
     "MOST_DIMENSIONS",
     "RESIDUES",
     "STEM",
@@ -51,7 +52,9 @@ MOST_DIMENSIONS = 2**20
 
 _STATUSES = get_args(Status)
 _EMPTY = ("skipped", "failed")  # statuses of records without a vector
-_FACTS = ("model", "fingerprint", "layer", "pool", "precision")
+
+FACTS = ("model", "fingerprint", "layer", "pool", "precision")
+"""What a file says of what made its vectors, where it knows."""
 
 
 @dataclass(slots=True)
@@ -225,7 +228,7 @@ def pool_of_columns(names: Sequence[str], place: str) -> tuple[str, int]:
 def own_texts(found: Mapping[str, object]) -> Facts:
     """Keep of the texts and numbers of a file those that say what made the vectors."""
     facts: Facts = {}
-    for name in _FACTS:
+    for name in FACTS:
         value = found.get(name)
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
