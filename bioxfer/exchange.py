@@ -247,6 +247,8 @@ def _in_order(
     stored: Stored, fasta: str | os.PathLike[str], stack: contextlib.ExitStack
 ) -> Iterator[EmbeddedRecord]:
     """Read the records in the order of a FASTA."""
+    if os.fspath(fasta) == "-" or (os.path.exists(fasta) and not os.path.isfile(fasta)):
+        raise InputError("the file of --fasta is read twice, which a stream does not allow; name a file")
     places: dict[str, str]
     if stored.find is not None and stored.read is not None:
         places, read = dict(stored.find()), stored.read

@@ -923,6 +923,14 @@ def test_a_fasta_of_other_proteins_is_refused(tmp_path, text, told):
     assert not out.exists()
 
 
+def test_a_fasta_must_be_a_file_and_there(tmp_path):
+    path = store(tmp_path / "v.npz", rows(["a", "b"]))
+    for name, told in (("-", "read twice, which a stream does not allow"), ("none.fasta", "no such file")):
+        code, _, err = run("convert", path, "-o", tmp_path / "o.csv", "--fasta", name, stdin=b">a\nM\n")
+        assert code == 3
+        assert told in one_sentence(err)
+
+
 def test_two_records_of_one_id_cannot_be_put_in_order(tmp_path):
     np.savez(tmp_path / "v.npz", **npz_arrays(ids=np.array(["a", "a"])))
     (tmp_path / "in.fasta").write_text(">a\nMKV\n")

@@ -41,7 +41,7 @@ COLUMN = "embedding"
 
 _ROWS = 4096  # of a group, at most
 _BYTES = 2**24  # of the numbers of a group, beyond which it ends
-_AT_ONCE = 64  # rows that are read together; a row may be a matrix
+_AT_ONCE = 16  # rows that are read together; a row may be a matrix
 
 
 def write_parquet(
@@ -138,7 +138,7 @@ def open_parquet(path: str | os.PathLike[str]) -> Iterator[Stored]:
     source = os.fspath(path)
     with contextlib.ExitStack() as stack:
         with reading(source):
-            file = stack.enter_context(parquet.ParquetFile(path))
+            file = stack.enter_context(parquet.ParquetFile(path, pre_buffer=False))
             schema = file.schema_arrow
             pairs = {k.decode("utf-8", "replace"): v for k, v in (schema.metadata or {}).items()}
             facts = own_texts(pairs)
@@ -147,13 +147,14 @@ def open_parquet(path: str | os.PathLike[str]) -> Iterator[Stored]:
             columns = [*STEM, *(ORIGIN_COLUMNS if origins else ()), *(wide or [COLUMN])]
 
         def batches() -> Iterator[Any]:
-            pieces = file.iter_batches(batch_size=_AT_ONCE, columns=columns)
-            while True:
-                with reading(source):
-                    batch = next(pieces, None)
-                if batch is None:
-                    return
-                yield batch
+            for group in range(file.metadata.num_row_groups):  # else it reads far ahead
+                pieces = file.iter_batches(batch_size=_AT_ONCE, row_groups=[group], columns=columns)
+                while True:
+                    with reading(source):
+                        batch = next(pieces, None)
+                    if batch is None:
+                        break
+                    yield batch
 
         def rows() -> Iterator[EmbeddedRecord]:
             for batch in batches():
