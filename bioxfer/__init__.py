@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bioxfer.residues import ResidueHead
     from bioxfer.sequences import Origin, SequenceRecord
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOMES = {
     "AnnotationTransfer": "estimators",

