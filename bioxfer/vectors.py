@@ -34,7 +34,7 @@ from bioxfer.output import TableWriter, is_stream, publish, table_format
 from bioxfer.relay import behind, close
 from bioxfer.sequences import ORIGIN_COLUMNS
 
-__all__ = ["check_vector_format", "write_vectors"]
+__all__ = ["check_vector_format", "import_h5py", "write_vectors"]
 
 Facts = dict[str, str | int]
 
@@ -56,7 +56,7 @@ def check_vector_format(path: str | os.PathLike[str], *, per_residue: bool) -> N
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".h5", ".hdf5"):
-        _import_h5py()
+        import_h5py()
     elif suffix != ".npz":
         try:
             table_format(path)
@@ -225,7 +225,7 @@ def _add_member(
 def _write_hdf5(
     path: Path, rows: Iterable[EmbeddedRecord], *, pool: str, facts: Facts, per_residue: bool
 ) -> None:
-    h5py = _import_h5py()
+    h5py = import_h5py()
     taken: set[str] = set()
     raw = _Keeping(path, "w+")
     try:
@@ -302,7 +302,14 @@ def _safe_key(identifier: str, number: int, taken: set[str]) -> str:
     return key
 
 
-def _import_h5py() -> Any:
+def import_h5py() -> Any:
+    """Import the package that HDF5 needs.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not here.
+    """
     try:
         import h5py
     except ImportError as error:
