@@ -421,7 +421,8 @@ def _merge_parquet(out: str, marks: dict[str, Mark], mark: Mark, check: _Check[l
             return (Unit(each, list(some)) for each, some in groupby(rows(name), lambda row: str(row[0])))
         return (Unit(row[0], [row]) for row in rows(name))
 
-    kinds = [{"int64": int, "double": float}.get(str(each.type), str) for each in schema]
+    types: dict[str, type[int] | type[float]] = {"int64": int, "double": float}
+    kinds = [types.get(str(each.type), str) for each in schema]
     with TableWriter(out, schema.names, kinds=kinds) as table:
         for some in check(_weave(_lanes(names, read), mark.shard, mark.input.records)):
             table.write(some)
