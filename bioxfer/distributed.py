@@ -1,10 +1,14 @@
 """Workers on one machine or many, through Ray Data: every part of an output is made by whoever is free.
 
-The driver reads the input once, with all checks, and counts it. Each worker loads backbone and heads once and
-keeps a reader of the input, which goes forward from part to part. Parts and marks are those of
-`bioxfer.shards`, in blocks: what is finished is found by its mark, so nothing is made twice, and what a worker
-had begun when it was killed is begun again by the one that takes its place. Records are no part of what Ray
-passes around; only the numbers of parts and what became of them are.
+The driver reads the input once, with all checks, and counts it. Each worker loads backbone and heads once
+and keeps a reader of the input, which goes forward from part to part. Parts and marks are those of
+`bioxfer.shards`, in blocks: what is finished is found by its mark, so nothing is made twice, and what a
+worker had begun when it was killed is begun again by the one that takes its place. Ray passes no records
+around, only the numbers of parts and what became of them.
+
+Ray's processes talk to each other by TCP, on one machine too, and listen on all its addresses; a token made
+for the run keeps others out (Ray 2.52 and later), and nothing is sent to another machine unless an address is
+given. They unpickle what they send each other, and no file.
 """
 
 from __future__ import annotations
@@ -12,13 +16,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from bioxfer import errors
@@ -35,7 +42,7 @@ logger = logging.getLogger("bioxfer")
 PART_RECORDS = 5000
 """Records of a part, if nothing else is asked for."""
 
-_TRIES = 3  # times that a part is begun anew after its worker has died
+_TRIES = 3  # times that a part is begun; one that ends its worker each time would do so for ever
 _STORE = 100 * 2**20  # bytes of Ray's shared memory; it holds nothing but numbers of parts
 _LONGEST = 40  # characters of a temporary folder; Ray's sockets lie in it, whose names end at 107
 _QUIET = {
@@ -43,7 +50,6 @@ _QUIET = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -90,9 +96,12 @@ class Worker:
         The input.
     overwrite : bool
         Whether finished parts are made anew.
+    run : str, optional
+        Tells this run from earlier ones, whose tries do not count.
     """
 
-    def __init__(self, job: Job, census: Census, overwrite: bool) -> None:
+    def __init__(self, job: Job, census: Census, overwrite: bool, run: str = "") -> None:
+        self._run = run
         self._job = job
         self._census = census
         self._overwrite = overwrite
@@ -137,10 +146,27 @@ class Worker:
                     f"{total.records}); use --overwrite to make it anew, or name another output"
                 )
             return mark.statuses, False
+        tries = self._count_tries(part)
         records = self._draw(number)
         mark = replace(mark, command=f"{mark.command} --distributed --part-records {shard.block}")
         done = finish_part(part, mark, lambda: loaded.write(records, part), lambda: total)
+        tries.unlink(missing_ok=True)
         return done.statuses, True
+
+    def _count_tries(self, part: str) -> Path:
+        """Take down that a part is begun, in a file that outlives this process."""
+        path = Path(f"{part}.tries")
+        earlier = path.read_text(encoding="ascii") if path.exists() else ""
+        run, _, count = earlier.partition(" ")
+        begun = int(count) if run == self._run and count.isdigit() else 0
+        if begun == _TRIES:
+            path.unlink()
+            raise WorkerError(
+                f"{part} has ended its worker {_TRIES} times, by a lack of memory or a fault of a library; "
+                "give each worker more memory (fewer --workers), or find the record with fewer --part-records"
+            )
+        path.write_text(f"{self._run} {begun + 1}", encoding="ascii")
+        return path
 
     def _draw(self, number: int) -> list[SequenceRecord]:
         """Read the records of a part, going forward from where the reader stands."""
@@ -159,11 +185,6 @@ class Worker:
             self._next = None
             raise InputError(f"{self._job.source} has changed while it was being worked on; start again")
         return found
-
-
-def _patience() -> dict[str, int]:
-    """Say how often Ray replaces a worker that died, and begins its part anew."""
-    return {"max_restarts": -1, "max_task_retries": _TRIES}
 
 
 class _Heard(logging.Handler):
@@ -221,7 +242,7 @@ def distribute(
     BioxferError
         As reading raises here, and as the work raises in a worker.
     """
-    ray = _import_ray()
+    ray = _import_ray(address)
     check_parts(job.out, inputs=[job.source])
     census = take_census(job.read(), part_records)
     count = len(census.parts)
@@ -239,12 +260,11 @@ def distribute(
             ray.data.from_items(list(range(1, count + 1)), override_num_blocks=count)
             .map_batches(
                 Worker,
-                fn_constructor_args=(sent, census, overwrite),
+                fn_constructor_args=(sent, census, overwrite, secrets.token_hex(8)),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=size),
                 num_cpus=threads,
                 num_gpus=1 if _on_gpu(job) else 0,
-                ray_remote_args_fn=_patience,
             )
             .iter_rows()
         )
@@ -272,8 +292,8 @@ def _told(ray: Any, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise WorkerError(
-            f"the workers cannot go on ({type(error).__name__}: {said[0].strip()}); finished parts stay, run the "
-            "same command again, with fewer --workers if they ran out of memory"
+            f"the workers cannot go on ({type(error).__name__}: {said[0].strip()}); finished parts stay, run "
+            "the same command again, with fewer --workers if they ran out of memory"
         ) from error
 
 
@@ -293,7 +313,8 @@ def _cluster(
     quiet = {"configure_logging": False, "logging_level": logging.CRITICAL, "log_to_driver": False}
     usable = look_at_processor().usable
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_own_signals())
+        restore_signals = stack.enter_context(_own_signals())
+        stack.enter_context(_own_messages())
         try:
             if address is None:
                 folder = stack.enter_context(_temporary_folder())
@@ -314,9 +335,12 @@ def _cluster(
                 ray.init(address=address, **quiet)
                 size, threads = _share(ray, job, workers, parts)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = "a Ray cluster cannot be started here" if address is None else f"no Ray cluster at {address}"
+            where = (
+                "a Ray cluster cannot be started here" if address is None else f"no Ray cluster at {address}"
+            )
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WorkerError(f"{where} ({said}); see ray.io, or make parts with --shard") from error
+        restore_signals()
         yield size, threads
 
 
@@ -345,15 +369,45 @@ def _on_gpu(job: Job) -> bool:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Leave to signals what they do here; Ray would take SIGTERM for its own."""
+def _own_signals() -> Iterator[Callable[[], None]]:
+    """Give what leaves to signals what they did before; Ray takes SIGTERM for its own."""
     held = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    init = None
-    try:
-        yield init
-    finally:
+
+    def restore() -> None:
         for number, handler in held.items():
             signal.signal(number, handler)
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def _own_messages() -> Iterator[None]:
+    """Keep the error stream for this program: Ray's libraries write to it past Python's logging."""
+    stream = sys.stderr
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError):  # there is none, or it is no file
+        yield
+        return
+    kept = os.dup(number)
+    with open(kept, "w", encoding=stream.encoding, errors="backslashreplace", buffering=1) as own:
+        handlers = [each for each in logger.handlers if getattr(each, "stream", None) is stream]
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+        sys.stderr = own
+        for each in handlers:
+            each.stream = own  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            os.dup2(kept, number)
+            sys.stderr = stream
+            for each in handlers:
+                each.stream = stream  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -367,8 +421,13 @@ def _temporary_folder() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _import_ray() -> Any:
+def _import_ray(address: str | None) -> Any:
+    """Import Ray, which reads some of its settings then and never again."""
     os.environ.update(_QUIET)
+    if address is None:
+        # A cluster of this run's own knows its processes by a token that nobody else has.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
         import ray.data

@@ -1,7 +1,7 @@
-"""Jobs: what `bioxfer embed` and `predict` are asked to do, in plain values that another process can be sent.
+"""Jobs: what `bioxfer embed` and `predict` are asked to do, in plain values that can be sent.
 
-A job reads its records, loads its backbone and heads once, and writes any of the records with them: all for one
-output, those of a part for one shard, or part after part in a worker of `bioxfer.distributed`.
+A job reads its records, loads its backbone and heads once, and writes any of the records with them: all for
+one output, those of a part for one shard, or part after part in a worker of `bioxfer.distributed`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from bioxfer.backbones import Backbone, load_backbone
@@ -392,16 +391,11 @@ def prepare_part(loaded: Loaded, shard: Shard, given: Input, *, overwrite: bool)
     request = loaded.request()
     part = name_part(loaded.job.out, shard)
     mark = find_finished(part, request, shard, overwrite=overwrite)
-    if mark is None and os.path.exists(part):
-        logger.info("%s is %s; it is made anew", part, _why_anew(part, overwrite))
+    if mark is None and not overwrite and os.path.exists(part):
+        trouble = "damaged" if os.path.exists(name_mark(part)) else "not finished"
+        logger.info("%s is %s; it is made anew", part, trouble)
     empty = Mark(shard=shard, request=request, command=loaded.job.command_line(), input=given)
     return part, mark or empty, mark is not None
-
-
-def _why_anew(part: str, overwrite: bool) -> str:
-    if overwrite:
-        return "there"
-    return "damaged" if Path(name_mark(part)).exists() else "not finished"
 
 
 def make_shard(

@@ -1,8 +1,8 @@
 """Merge: join the parts of an output in the order of their input, as one process would have written it.
 
-Nothing is taken on trust: the marks of all parts must tell of one request and one input, each part must be what
-its mark says, and every record must be there once. Rows are passed on as they come, so memory does not grow with
-their number.
+Nothing is taken on trust: the marks of all parts must tell of one request and one input, each part must be
+what its mark says, and every record must be there once. Rows are passed on as they come, so memory does not
+grow with their number.
 """
 
 from __future__ import annotations
@@ -132,8 +132,12 @@ def merge_parts(
                 f"{name} has changed since it was finished; make it anew: {_command(mark, mark.shard.number)}"
             )
     shown = _Shown(first, kind, source, gff)
-    merge = {"npz": _merge_arrays, "h5": _merge_arrays, "parquet": _merge_parquet}.get(kind, _merge_text)
-    merge(target, marks, first, shown.check)
+    if kind in ("npz", "h5"):
+        _merge_arrays(target, marks, first, shown.check)
+    elif kind == "parquet":
+        _merge_parquet(target, marks, first, shown.check)
+    else:
+        _merge_text(target, marks, first, shown.check)
     if delete_parts:
         for name in marks:
             for path in (name_mark(name), name):  # without its mark a part is none
@@ -233,11 +237,12 @@ class _Shown:
         records = self._records()
         with SeenIds() as seen:
             for place, unit in enumerate(units, start=1):
-                # What begins like a formula has lost its own spelling, by which it could be told from another.
+                # What begins like a formula has lost its own spelling, which could tell it from another.
                 if not (self._safe and unit.id.startswith("'")):
                     if (earlier := seen.line_of(unit.id)) is not None:
                         raise DuplicateIdError(
-                            f"id {unit.id!r} is that of record {earlier} and of record {place}; make the parts anew"
+                            f"id {unit.id!r} is that of record {earlier} and of record {place}; make the "
+                            "parts anew"
                         )
                     seen.add(unit.id, place)
                 if records is not None:

@@ -1,9 +1,10 @@
 """Shards: one output in parts, which machines that know nothing of each other can make.
 
-Of n parts in blocks of b records, record r of the input (from 0, after translation and the check of ids) belongs
-to part ``(r // b) % n``. A part is a file like any other output. Beside it lies its mark, ``PART.json``, which
-is written after it: a part without one is not finished. The mark says what was asked, of what input, and what
-the part holds, so that a finished part is known again and parts of different requests are never joined.
+Of n parts in blocks of b records, record r of the input (from 0, after translation and the check of ids)
+belongs to part ``(r // b) % n``. A part is a file like any other output. Beside it lies its mark,
+``PART.json``, which is written after it: a part without one is not finished. The mark says what was asked, of
+what input, and what the part holds, so that a finished part is known again and parts of different requests
+are never joined.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ class Tally:
 
 
 def take(records: Iterable[SequenceRecord], shard: Shard | None, tally: Tally) -> Iterator[SequenceRecord]:
-    """Yield the records of a part, none without one, and read all of them, so that all are checked and counted.
+    """Yield the records of a part, none without one, and read all of them: all are checked and counted.
 
     Parameters
     ----------
@@ -389,7 +390,7 @@ def _as_mark(found: dict[str, Any]) -> Mark:
         *((name, found[name], kind) for name, kind in _KINDS.items()),
         *((f"status {name}", count, int) for name, count in found["statuses"].items()),
     ):
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise ValueError(f"{name} is {value!r}")
     if not 1 <= shard.number <= shard.of or shard.block < 1:
         raise ValueError(f"there is no shard {shard} of blocks of {shard.block}")

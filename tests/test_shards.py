@@ -1,4 +1,4 @@
-"""One output in parts: the rule of who has which record, marks, and merge, which gives the bytes of one process."""
+"""One output in parts: who has which record, marks, and merge, which gives the bytes of one process."""
 
 from __future__ import annotations
 
@@ -431,8 +431,11 @@ def odd(bench: Bench) -> Path:
 
 @exact
 @pytest.mark.parametrize(
-    "suffix", [".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.xz", ".parquet", ".npz", ".h5", ".h5 residues"]
-    + [".npz residues"],
+    "suffix",
+    [
+        *(".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.xz", ".parquet", ".npz", ".h5"),
+        *(".npz residues", ".h5 residues"),
+    ],
 )
 def test_embedded_in_parts_and_merged(bench, odd, suffix):
     suffix, _, residues = suffix.partition(" ")
@@ -461,7 +464,7 @@ def test_predicted_in_parts_and_merged(bench, odd, suffix, shape):
 @exact
 def test_residues_predicted_in_parts_and_merged(tmp_path, demo):
     source = tmp_path / "some.fasta"
-    source.write_text("".join(f">{record.split('>')[-1]}" for record in demo.read_text().split("\n>")[:5]))
+    source.write_text(fasta(bioxfer.read_sequences(demo)[:5]))
     common = "--head", "secondary_structure", "--format", "long"
     assert run("predict", source, "-o", tmp_path / "whole.csv", *common).code == 0
     for number in (1, 2):
@@ -528,8 +531,8 @@ def test_a_finished_part_with_failures_ends_as_it_did_at_first(bench, monkeypatc
 
     def represent(self, sequences, *, layers):
         found = original(self, sequences, layers=layers)
-        for each in found.values():
-            each[:] = float("nan")
+        for each in found:
+            each.residues[:] = float("nan")
         return found
 
     with monkeypatch.context() as patch:

@@ -331,7 +331,7 @@ Workers = Annotated[
         "--workers",
         min=1,
         metavar="N",
-        help="Of --distributed: processes, each with a model of its own; one per machine or GPU if not given. "
+        help="Of --distributed: processes, each with a model of its own; one a machine or GPU if not given. "
         "They share the cores, if --threads does not give each a number.",
     ),
 ]
@@ -346,8 +346,8 @@ RayAddress = Annotated[
     typer.Option(
         "--ray-address",
         metavar="ADDRESS",
-        help="Of --distributed: a Ray cluster that runs already, or auto for this machine's; if not given, one "
-        "is started here for as long as it takes.",
+        help="Of --distributed: a Ray cluster that runs already, or auto for this machine's; if not given, "
+        "one is started here for as long as it takes.",
     ),
 ]
 MergeParts = Annotated[

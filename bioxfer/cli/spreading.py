@@ -151,7 +151,7 @@ def merge_command(
             "-o",
             "--out",
             metavar="FILE",
-            help="File to write, of the parts' format; a text table may be compressed otherwise than they are.",
+            help="File to write, of the parts' format; text tables may be compressed otherwise.",
         ),
     ],
     part: Annotated[
