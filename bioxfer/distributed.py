@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bioxfer import errors
-from bioxfer.errors import BioxferError, InputError, MissingExtraError, WorkerError
+from bioxfer.errors import BioxferError, InputError, MissingExtraError, OutputError, WorkerError
 from bioxfer.jobs import Job, Loaded, prepare_part
 from bioxfer.machine import look_at_processor
 from bioxfer.sequences import SequenceRecord
@@ -141,7 +141,7 @@ class Worker:
         part, mark, finished = prepare_part(loaded, shard, total, overwrite=self._overwrite)
         if finished:
             if mark.input != total:
-                raise errors.OutputError(
+                raise OutputError(
                     f"{part} was made from another input ({mark.input.records} records, now "
                     f"{total.records}); use --overwrite to make it anew, or name another output"
                 )
@@ -156,16 +156,21 @@ class Worker:
     def _count_tries(self, part: str) -> Path:
         """Take down that a part is begun, in a file that outlives this process."""
         path = Path(f"{part}.tries")
-        earlier = path.read_text(encoding="ascii") if path.exists() else ""
-        run, _, count = earlier.partition(" ")
-        begun = int(count) if run == self._run and count.isdigit() else 0
-        if begun == _TRIES:
-            path.unlink()
-            raise WorkerError(
-                f"{part} has ended its worker {_TRIES} times, by a lack of memory or a fault of a library; "
-                "give each worker more memory (fewer --workers), or find the record with fewer --part-records"
-            )
-        path.write_text(f"{self._run} {begun + 1}", encoding="ascii")
+        try:
+            earlier = path.read_text(encoding="ascii") if path.exists() else ""
+            run, _, count = earlier.partition(" ")
+            begun = int(count) if run == self._run and count.isdigit() else 0
+            if begun == _TRIES:
+                path.unlink()
+                raise WorkerError(
+                    f"{part} has ended its worker {_TRIES} times, for want of memory or a library's fault; "
+                    "give each more memory (fewer --workers), or find the record with fewer --part-records"
+                )
+            path.write_text(f"{self._run} {begun + 1}", encoding="ascii")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}; make room or choose another place"
+            ) from error
         return path
 
     def _draw(self, number: int) -> list[SequenceRecord]:
@@ -335,9 +340,8 @@ def _cluster(
                 ray.init(address=address, **quiet)
                 size, threads = _share(ray, job, workers, parts)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = (
-                "a Ray cluster cannot be started here" if address is None else f"no Ray cluster at {address}"
-            )
+            here = "a Ray cluster cannot be started here"
+            where = here if address is None else f"there is no Ray cluster at {address}"
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WorkerError(f"{where} ({said}); see ray.io, or make parts with --shard") from error
         restore_signals()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toys import Bench, bits_stand_alone, fasta, one_sentence, proteins, run
@@ -75,6 +76,12 @@ def make_job(bench: Bench, **options) -> EmbedJob:
     return EmbedJob(**{**usual, **options})
 
 
+def changed() -> list:
+    """Give the proteins of the bench, all but the first three with other residues."""
+    records = proteins(6)
+    return [*records[:3], *(replace(record, sequence=f"{record.sequence}K") for record in records[3:])]
+
+
 def work(worker: Worker, *numbers: int) -> list[dict]:
     rows = []
     for number in numbers:
@@ -123,7 +130,7 @@ def test_a_finished_part_is_not_made_again(bench, runs):
 def test_an_input_that_changes_meanwhile_is_found(bench):
     job = make_job(bench)
     census = take_census(job.read(), 2)
-    bench.fasta.write_text(fasta([*proteins(3), *proteins(3, seed=9)]))
+    bench.fasta.write_text(fasta(changed()))
     first, second = work(Worker(job, census, False), 1, 2)
     assert first["error"] == ""
     assert (second["kind"], "has changed while it was being worked on" in second["error"]) == (
@@ -136,7 +143,7 @@ def test_an_input_that_changes_meanwhile_is_found(bench):
 def test_parts_of_another_input_are_refused(bench):
     job = make_job(bench)
     work(Worker(job, take_census(job.read(), 2), False), 1)
-    bench.fasta.write_text(fasta([*proteins(5), *proteins(1, seed=9)]))
+    bench.fasta.write_text(fasta(changed()))
     (row,) = work(Worker(job, take_census(job.read(), 2), False), 1)
     assert "was made from another input" in row["error"]
 
@@ -211,6 +218,130 @@ def test_the_command_in_the_mark_is_that_of_all_parts(bench):
 
 def test_a_census_is_what_a_worker_is_sent():
     assert set(Census.__dataclass_fields__) == {"total", "parts", "block"}  # and no record
+
+
+# The driver, with workers in its own process in the place of a cluster.
+
+
+class Stub:
+    """As much of Ray as the driver uses."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.data = self
+        self.exceptions = SimpleNamespace(RayError=TimeoutError)
+        self.DataContext = SimpleNamespace(get_current=SimpleNamespace)
+        self.error = error
+        self.asked: dict[str, object] = {}
+
+    def init(self, **options: object) -> None:
+        self.asked |= options
+
+    def shutdown(self) -> None:
+        self.asked["shut down"] = True
+
+    def ActorPoolStrategy(self, *, size: int) -> int:
+        return size
+
+    def from_items(self, items: list[int], *, override_num_blocks: int) -> Stub:
+        self.items = items
+        return self
+
+    def map_batches(self, kind: type, *, fn_constructor_args: tuple, **options: object) -> Stub:
+        self.asked |= options
+        self.worker = kind(*fn_constructor_args)
+        return self
+
+    def iter_rows(self) -> Iterator[dict]:
+        for item in self.items:
+            yield from work(self.worker, item)
+            if self.error is not None:
+                raise self.error
+
+
+@pytest.fixture
+def stub(monkeypatch) -> Stub:
+    found = Stub()
+    monkeypatch.setattr(distributed, "_import_ray", lambda address: found)
+    return found
+
+
+def test_the_driver_counts_and_tells(bench, stub, caplog):
+    bench.fasta.write_text(f">dna\n{'ACGT' * 20}\n>none\n\n" + fasta(proteins(3)))
+    caplog.set_level("INFO", "bioxfer")
+    counts: list[int] = []
+    job = make_job(bench, threads=1)
+    held = signal.getsignal(signal.SIGTERM)
+    statuses = distributed.distribute(job, workers=9, part_records=2, progress=counts.append)
+    assert statuses == {"ok": 3, "windowed": 1, "skipped": 1}
+    assert counts == [2, 2, 1]
+    assert "3 workers of 1 thread; 3 parts of up to 2 of 5 records" in caplog.text
+    assert (stub.asked["compute"], stub.asked["num_cpus"], stub.asked["num_gpus"]) == (3, 1, 0)
+    assert stub.asked["address"] == "local"
+    assert stub.asked["include_dashboard"] is False
+    assert stub.asked["shut down"]
+    assert signal.getsignal(signal.SIGTERM) is held
+    assert not os.path.exists(stub.asked["_temp_dir"])
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_parts_are_merged_where_that_is_asked_for(bench, stub, merge):
+    options = ["--distributed", "--part-records", "2", *(["--merge"] if merge else [])]
+    assert bench.embed(bench.fasta, *options).code == 0
+    assert bench.out.exists() == merge
+    assert len(find_parts(bench.out)) == (0 if merge else 3)
+
+
+def test_predictions_of_workers_are_those_of_one_process(bench, stub):
+    assert bench.predict(bench.fasta, "--distributed", "--part-records", "4", "--merge").code == 0
+    shared = bench.out.read_bytes()
+    assert bench.predict(bench.fasta).code == 0
+    if bits_stand_alone():
+        assert bench.out.read_bytes() == shared
+
+
+def test_what_workers_tell_of_an_error_is_raised_here(bench, stub):
+    bench.fasta.write_text(fasta(proteins(4)) + ">odd\nMKJ\n")
+    ended = bench.embed(bench.fasta, "--distributed", "--on-invalid", "error", "-q")
+    assert ended.code == 3
+    assert "'J' is not an amino acid (residue 3); use --on-invalid x" in one_sentence(ended.err)
+    assert stub.asked["shut down"]
+
+
+def test_what_ray_says_of_its_end_is_one_sentence(bench, stub):
+    stub.error = TimeoutError("a long story\nThe actor died")
+    ended = bench.embed(bench.fasta, "--distributed", "-q")
+    assert ended.code == 3
+    assert "the workers cannot go on (TimeoutError: The actor died)" in one_sentence(ended.err)
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence(bench, stub, monkeypatch):
+    def fail(**options: object) -> None:
+        raise ConnectionError("nobody answers\nat all")
+
+    monkeypatch.setattr(stub, "init", fail)
+    ended = bench.embed(bench.fasta, "--distributed", "--ray-address", "10.0.0.1:6379")
+    assert ended.code == 3
+    assert "there is no Ray cluster at 10.0.0.1:6379 (nobody answers)" in one_sentence(ended.err)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [
+        ("cpu", None, (2, 8)),
+        ("cpu", 4, (4, 4)),
+        ("cpu", 100, (50, 1)),
+        ("cuda", None, (3, 4)),  # two workers on a machine of eight cores
+    ],
+)
+def test_a_cluster_is_shared_among_workers(bench, device, asked, expected):
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}},
+        {"Alive": False, "Resources": {"CPU": 1.0}},
+    ]
+    ray = SimpleNamespace(nodes=lambda: nodes)
+    size, threads = distributed._share(ray, make_job(bench, device=device), asked, 50)
+    assert (size, threads) == expected
 
 
 # What is refused before a cluster is started.
@@ -353,17 +484,7 @@ def test_two_workers_give_the_bytes_of_one_process_and_reach_no_other_machine(be
     assert here, "the watch has seen no socket"
     assert there - here <= {"0.0.0.0", "::"}
     assert not bench.out.exists()
-
-    # What is finished stays, what is not is made, and the parts are merged.
-    os.unlink(name_mark(name_part(bench.out, Shard(2, 5, 3))))
-    times = {part: os.stat(part).st_mtime_ns for part in find_parts(bench.out)}
-    child = start(bench, *words_of(bench, "-v"))
-    _, err = child.communicate(timeout=PATIENCE)
-    assert child.returncode == 0, err
-    assert "4 of 5 parts were finished before" in err
     assert f"bioxfer merge -o {bench.out} joins them" in err
-    changed = [part for part, was in times.items() if os.stat(part).st_mtime_ns != was]
-    assert changed == [name_part(bench.out, Shard(2, 5, 3))]
     assert run("merge", "-o", bench.out, "--input", bench.fasta).code == 0
     whole = bench.folder / "whole.csv"
     assert bench.embed(bench.fasta, out=whole).code == 0
@@ -395,12 +516,12 @@ def test_a_worker_killed_in_the_middle_loses_nothing(bench):
 
 @pytest.mark.usefixtures("ray_here")
 def test_an_interrupted_run_ends_its_workers_and_goes_on_later(bench):
-    bench.fasta.write_text(fasta(proteins(200)))
+    bench.fasta.write_text(fasta(proteins(24)))
     child = start(bench, *words_of(bench, "-v", records=2), slow=True)
     said = []
     for line in child.stderr:
         said.append(line)
-        if re.search(r"part \d+ of 100", line):
+        if re.search(r"part \d+ of 12", line):
             break
     family = below(child.pid)
     assert family
@@ -412,10 +533,20 @@ def test_an_interrupted_run_ends_its_workers_and_goes_on_later(bench):
     assert rest.splitlines()[-1] == (
         "bioxfer: interrupted; the same command goes on from its cache or checkpoint"
     )
-    while alive := [pid for pid in family if Path(f"/proc/{pid}").exists() and not ended(pid)]:
+    while alive := [pid for pid in family if not ended(pid)]:
         assert time.monotonic() - began < AT_ONCE, alive
         time.sleep(0.1)
-    assert find_parts(bench.out)
+
+    times = {
+        part: os.stat(part).st_mtime_ns for part in find_parts(bench.out) if os.path.exists(name_mark(part))
+    }
+    assert 0 < len(times) < 12
+    child = start(bench, *words_of(bench, "-v", records=2))
+    _, err = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 0, err
+    assert f"{len(times)} of 12 parts were finished before" in err
+    assert all(os.stat(part).st_mtime_ns == was for part, was in times.items())
+    assert run("merge", "-o", bench.out, "--input", bench.fasta).code == 0
 
 
 def ended(pid: int) -> bool:
@@ -424,14 +555,3 @@ def ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-@pytest.mark.usefixtures("ray_here")
-def test_an_error_in_a_worker_is_one_sentence(bench):
-    records = proteins(6)
-    records[5] = replace(records[5], sequence="MKJ")
-    bench.fasta.write_text(fasta(records))
-    child = start(bench, *words_of(bench, "--on-invalid", "error", "-q"))
-    _, err = child.communicate(timeout=PATIENCE)
-    assert child.returncode == 3
-    assert "'J' is not an amino acid (residue 3); use --on-invalid x" in one_sentence(err)

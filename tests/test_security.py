@@ -156,6 +156,8 @@ def every_command() -> list[list[str]]:
         ["embed", "bare.csv", "-o", "v.csv", *over],
         *(["embed", "bare.csv", "-o", f"v.{suffix}", *toy, *over] for suffix in ("npz", "csv.gz")),
         ["embed", "bare.csv", "-o", "r.npz", "--per-residue", *toy, *over],
+        ["embed", "bare.csv", "-o", "m.csv", "--shard", "1/1", *toy, *over],
+        ["merge", "-o", "m.csv", "--input", "bare.csv", *over],
         ["train", "in.csv", "-o", "h.safetensors", "--head", "linear", *kmer, *toy, *over],
         [
             *("transfer", "in.csv", "--source", "source.csv", "-o", "t.safetensors", "--sizes", ""),
@@ -190,7 +192,7 @@ def every_command() -> list[list[str]]:
 
 MADE = {
     "ready.csv", "p.csv", "v.csv", "v.npz", "v.csv.gz", "r.npz", "h.safetensors", "t.safetensors", "s.csv",
-    "w.safetensors", "plot.svg",
+    "w.safetensors", "plot.svg", "m.csv", "m-00001-of-00001.csv", "m-00001-of-00001.csv.json",
 }  # fmt: skip
 
 
@@ -237,6 +239,7 @@ def test_every_command_is_among_them():
 
 
 def test_no_command_opens_a_socket(session):
+    """Without --distributed, which asks for processes that talk by sockets; see test_distributed.py."""
     assert session.of("socket.") == []
 
 
