@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bioxfer import errors
-from bioxfer.errors import BioxferError, InputError, MissingExtraError, OutputError, WorkerError
+from bioxfer.errors import BioxferError, InputError, MissingExtraError, OutputError, UsageError, WorkerError
 from bioxfer.jobs import Job, Loaded, prepare_part
 from bioxfer.machine import look_at_processor
 from bioxfer.sequences import SequenceRecord
@@ -98,10 +98,24 @@ class Worker:
         Whether finished parts are made anew.
     run : str, optional
         Tells this run from earlier ones, whose tries do not count.
+    folder : str, optional
+        Where to work, as relative names of files are meant from there.
+    command : str, optional
+        What marks tell of how parts are made; that of the job if not given.
     """
 
-    def __init__(self, job: Job, census: Census, overwrite: bool, run: str = "") -> None:
+    def __init__(
+        self,
+        job: Job,
+        census: Census,
+        overwrite: bool,
+        run: str = "",
+        folder: str = "",
+        command: str = "",
+    ) -> None:
         self._run = run
+        self._folder = folder
+        self._command = command or f"{job.command_line()} --distributed --part-records {census.block}"
         self._job = job
         self._census = census
         self._overwrite = overwrite
@@ -135,6 +149,8 @@ class Worker:
     def make(self, number: int) -> tuple[dict[str, int], bool]:
         """Make a part unless it is finished; give its records by status, and whether it was made."""
         if self._loaded is None:
+            if self._folder:
+                self._enter(self._folder)
             self._loaded = self._job.load()
         loaded, total = self._loaded, self._census.total
         shard = Shard(number, len(self._census.parts), self._census.block)
@@ -148,10 +164,18 @@ class Worker:
             return mark.statuses, False
         tries = self._count_tries(part)
         records = self._draw(number)
-        mark = replace(mark, command=f"{mark.command} --distributed --part-records {shard.block}")
+        mark = replace(mark, command=self._command)
         done = finish_part(part, mark, lambda: loaded.write(records, part), lambda: total)
         tries.unlink(missing_ok=True)
         return done.statuses, True
+
+    def _enter(self, folder: str) -> None:
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise InputError(
+                f"a worker cannot enter {folder} ({error.strerror}); work in a folder that all machines see"
+            ) from error
 
     def _count_tries(self, part: str) -> Path:
         """Take down that a part is begun, in a file that outlives this process."""
@@ -240,6 +264,8 @@ def distribute(
 
     Raises
     ------
+    UsageError
+        A certain GPU is asked for.
     MissingExtraError
         Ray is not here.
     WorkerError
@@ -247,6 +273,8 @@ def distribute(
     BioxferError
         As reading raises here, and as the work raises in a worker.
     """
+    if job.device.startswith("cuda:"):
+        raise UsageError(f"Ray gives each worker a GPU of its own, not {job.device}; say --device cuda")
     ray = _import_ray(address)
     check_parts(job.out, inputs=[job.source])
     census = take_census(job.read(), part_records)
@@ -260,12 +288,13 @@ def distribute(
             *(size, "s" * (size != 1), threads, "s" * (threads != 1)),
             *(count, "s" * (count != 1), part_records, census.total.records),
         )
-        sent = replace(job, threads=threads, device="cuda" if _on_gpu(job) else job.device)
+        command = f"{job.command_line()} --distributed --part-records {part_records}"
+        sent = replace(job, threads=threads)
         rows = (
             ray.data.from_items(list(range(1, count + 1)), override_num_blocks=count)
             .map_batches(
                 Worker,
-                fn_constructor_args=(sent, census, overwrite, secrets.token_hex(8)),
+                fn_constructor_args=(sent, census, overwrite, secrets.token_hex(8), os.getcwd(), command),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=size),
                 num_cpus=threads,
@@ -369,7 +398,7 @@ def _gpus_here(job: Job) -> int:
 
 
 def _on_gpu(job: Job) -> bool:
-    return job.device.startswith("cuda")
+    return job.device == "cuda"
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import re
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -40,8 +40,9 @@ logger = logging.getLogger("bioxfer")
 T = TypeVar("T")
 
 _AT_ONCE = 512  # text parts that are read side by side; more are joined in two rounds
+_GROUPS_AT_ONCE = 32  # Parquet parts, each of which takes the memory of a row group, about 10 MB
 _SPARE = 32  # files that a process has open besides
-_BATCH = 256  # rows of a Parquet part that are held at once
+_BATCH = 256  # rows of a Parquet table that are held as Python's numbers at once
 _NAMED_AT_MOST = 3
 _QUOTED = re.compile(rb'"((?:[^"]|"")*)"')
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, KeyError)
@@ -299,6 +300,32 @@ def _lanes(marks: Iterable[str], read: Callable[[str], Iterator[Unit[T]]], first
     return [_Lane(_guard(read, name), name, place) for place, name in enumerate(marks, start=first)]
 
 
+def _deal(
+    names: Sequence[str],
+    mark: Mark,
+    read: Callable[[str], Iterator[Unit[T]]],
+    keep: Callable[[IO[bytes], Iterator[Unit[T]]], Iterator[Unit[T]]],
+    *,
+    at_once: int,
+    beside: str,
+    spools: contextlib.ExitStack,
+) -> list[_Lane[T]]:
+    """Make a lane of each part, or, of more than can be read side by side, of so many joined beforehand.
+
+    ``keep`` writes records to a file without a name, and gives what reads them from it.
+    """
+    total, shard = mark.input.records, mark.shard
+    if len(names) <= at_once or total <= shard.of * shard.block:  # else one after the other
+        return _lanes(names, read)
+    lanes: list[_Lane[T]] = []
+    for first in range(0, len(names), at_once):
+        some = names[first : first + at_once]
+        spool = spools.enter_context(tempfile.TemporaryFile(dir=Path(os.path.realpath(beside)).parent))
+        units = keep(spool, _weave(_lanes(some, read, first), shard, total))
+        lanes.append(_Lane(units, f"{some[0]} to {some[-1]}", first, len(some)))
+    return lanes
+
+
 def _guard(read: Callable[[str], Iterator[T]], name: str) -> Iterator[T]:
     """Read a part, and put what a library says of a damaged one into a sentence."""
     try:
@@ -342,26 +369,21 @@ def _merge_text(out: str, marks: dict[str, Mark], mark: Mark, check: _Check[byte
         with _open_text(name) as stream:
             yield from _units(stream, delimiter, several)
 
-    total, shard = mark.input.records, mark.shard
+    def keep(spool: IO[bytes], units: Iterator[Unit[bytes]]) -> Iterator[Unit[bytes]]:
+        spool.write(header)
+        spool.writelines(unit.held for unit in units)
+        spool.seek(0)
+        return _units(spool, delimiter, several)
+
     with contextlib.ExitStack() as spools:
-        lanes = _lanes(names, read)
-        if len(names) > _AT_ONCE and total > shard.of * shard.block:
-            lanes = []
-            for first in range(0, len(names), _AT_ONCE):
-                some = names[first : first + _AT_ONCE]
-                spool = spools.enter_context(tempfile.TemporaryFile(dir=Path(os.path.realpath(out)).parent))
-                spool.write(header)
-                spool.writelines(unit.held for unit in _weave(_lanes(some, read, first), shard, total))
-                spool.seek(0)
-                units = _units(spool, delimiter, several)
-                lanes.append(_Lane(units, f"{some[0]} to {some[-1]}", first, len(some)))
-        write_lines(out, chain([header], check(_weave(lanes, shard, total))))
+        lanes = _deal(names, mark, read, keep, at_once=_AT_ONCE, beside=out, spools=spools)
+        write_lines(out, chain([header], check(_weave(lanes, mark.shard, mark.input.records))))
 
 
 def _open_text(name: str) -> IO[bytes]:
-    suffix = Path(name).suffix.lower()
     openers: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".xz": lzma.open}
-    return cast("IO[bytes]", openers[suffix](name) if suffix in openers else open(name, "rb"))
+    opener = openers.get(Path(name).suffix.lower())
+    return Path(name).open("rb") if opener is None else cast("IO[bytes]", opener(name))
 
 
 def _read_header(name: str) -> bytes:
@@ -408,29 +430,45 @@ def _units(stream: IO[bytes], delimiter: bytes, several: bool) -> Iterator[Unit[
 
 
 def _merge_parquet(out: str, marks: dict[str, Mark], mark: Mark, check: _Check[list[Any]]) -> None:
-    from pyarrow import parquet
+    import pyarrow
+    from pyarrow import ipc, parquet
 
     names = list(marks)
     schema = _same(names, parquet.read_schema)
     several = mark.request.get("format") == "long"
-    if mark.input.records > mark.shard.of * mark.shard.block:
-        _need_open(len(names))
 
-    def rows(name: str) -> Generator[tuple[Any, ...], None, None]:
-        with parquet.ParquetFile(name, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH, use_threads=False):
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    def units(batches: Iterable[Any]) -> Iterator[Unit[list[Any]]]:
+        rows = chain.from_iterable(
+            zip(*(column.to_pylist() for column in batch.columns), strict=True) for batch in batches
+        )
+        if several:
+            return (Unit(each, list(some)) for each, some in groupby(rows, lambda row: str(row[0])))
+        return (Unit(row[0], [row]) for row in rows)
 
     def read(name: str) -> Iterator[Unit[list[Any]]]:
-        if several:
-            return (Unit(each, list(some)) for each, some in groupby(rows(name), lambda row: str(row[0])))
-        return (Unit(row[0], [row]) for row in rows(name))
+        with parquet.ParquetFile(name, pre_buffer=False) as file:
+            yield from units(file.iter_batches(_BATCH, use_threads=False))
+
+    def keep(spool: IO[bytes], found: Iterator[Unit[list[Any]]]) -> Iterator[Unit[list[Any]]]:
+        with ipc.new_stream(spool, schema) as stream:
+            rows = chain.from_iterable(unit.held for unit in found)
+            while some := list(islice(rows, _BATCH)):
+                columns = zip(schema, zip(*some, strict=True), strict=True)
+                stream.write_batch(
+                    pyarrow.record_batch(
+                        [pyarrow.array(values, type=each.type) for each, values in columns], schema=schema
+                    )
+                )
+        spool.seek(0)
+        return units(ipc.open_stream(spool))
 
     types: dict[str, type[int] | type[float]] = {"int64": int, "double": float}
     kinds = [types.get(str(each.type), str) for each in schema]
-    with TableWriter(out, schema.names, kinds=kinds) as table:
-        for some in check(_weave(_lanes(names, read), mark.shard, mark.input.records)):
-            table.write(some)
+    with contextlib.ExitStack() as spools:
+        lanes = _deal(names, mark, read, keep, at_once=_GROUPS_AT_ONCE, beside=out, spools=spools)
+        with TableWriter(out, schema.names, kinds=kinds) as table:
+            for some in check(_weave(lanes, mark.shard, mark.input.records)):
+                table.write(some)
 
 
 # --- arrays ------------------------------------------------------------------------------------------

@@ -283,6 +283,22 @@ def test_the_driver_counts_and_tells(bench, stub, caplog):
     assert not os.path.exists(stub.asked["_temp_dir"])
 
 
+def test_relative_names_are_meant_from_where_the_driver_is(bench, stub, monkeypatch):
+    monkeypatch.chdir(bench.folder)
+    words = "embed", "in.fasta", "-o", "out.csv", "--model", bench.weights.name, "--distributed"
+    assert run(*words).code == 0
+    assert find_parts(bench.out)
+    worker = Worker(make_job(bench), take_census([], 2), False, folder=str(bench.folder / "absent"))
+    (row,) = work(worker, 1)
+    assert (row["kind"], "a worker cannot enter" in row["error"]) == ("InputError", True)
+
+
+def test_a_certain_gpu_cannot_be_asked_for(bench, stub):
+    ended = bench.embed(bench.fasta, "--distributed", "--device", "cuda:1")
+    assert ended.code == 2
+    assert "say --device cuda" in one_sentence(ended.err)
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_parts_are_merged_where_that_is_asked_for(bench, stub, merge):
     options = ["--distributed", "--part-records", "2", *(["--merge"] if merge else [])]

@@ -194,15 +194,20 @@ def test_f28_merged_parts_are_the_bytes_of_one_process(
     assert sum(statuses.values()) == count
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv.gz", ".parquet"])
 @pytest.mark.parametrize("several", [False, True])
-def test_more_parts_than_can_be_open_are_joined_in_two_rounds(tmp_path, monkeypatch, several):
-    records = proteins(100)
-    write_rows(tmp_path / "whole.csv", records, several=several, excel_safe=False)
-    write_parts(tmp_path / "out.csv", records, 23, 2, several=several)
+def test_more_parts_than_can_be_open_are_joined_in_two_rounds(tmp_path, monkeypatch, suffix, several):
+    needed(suffix)
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
+    records = [replace(record, id=f'"{record.id}",\n') for record in proteins(100)]
+    write_rows(whole, records, several=several, excel_safe=False)
+    write_parts(out, records, 23, 2, several=several)
     monkeypatch.setattr(merging, "_AT_ONCE", 5)
-    merge_parts(tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert not [name for name in os.listdir(tmp_path) if "bioxfer" in name]
+    monkeypatch.setattr(merging, "_GROUPS_AT_ONCE", 5)
+    monkeypatch.setattr(merging, "_BATCH", 3)
+    merge_parts(out)
+    assert out.read_bytes() == whole.read_bytes()
+    assert len(os.listdir(tmp_path)) == 2 + 2 * 23
 
 
 def test_files_stay_open_only_while_they_are_read(tmp_path):
