@@ -18,6 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import IO, Any, Generic, NamedTuple, TypeVar, cast
@@ -382,8 +383,8 @@ def _merge_text(out: str, marks: dict[str, Mark], mark: Mark, check: _Check[byte
 
 def _open_text(name: str) -> IO[bytes]:
     openers: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".xz": lzma.open}
-    opener = openers.get(Path(name).suffix.lower())
-    return Path(name).open("rb") if opener is None else cast("IO[bytes]", opener(name))
+    opener = openers.get(Path(name).suffix.lower(), partial(open, mode="rb"))
+    return cast("IO[bytes]", opener(name))
 
 
 def _read_header(name: str) -> bytes:

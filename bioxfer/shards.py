@@ -17,7 +17,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from bioxfer.errors import FormatError, InputError, OutputError, UsageError
@@ -335,11 +334,7 @@ def finish_part(part: str, mark: Mark, write: Callable[[], Counter[str]], total:
     OutputError
         The file system says no.
     """
-    path = name_mark(part)
-    try:
-        Path(path).unlink(missing_ok=True)  # it would speak for another file from here on
-    except OSError as error:
-        raise OutputError(f"cannot remove {path}: {error.strerror}; remove it yourself") from error
+    # An old mark stays until it is replaced: of a new part it tells another digest, of an old one the truth.
     statuses = write()
     done = replace(
         mark,
@@ -349,7 +344,7 @@ def finish_part(part: str, mark: Mark, write: Callable[[], Counter[str]], total:
         sha256=sum_file(part),
     )
     text = json.dumps({"bioxfer_part": _LAYOUT, **asdict(done)}, indent=1) + "\n"
-    with publish(path) as temporary:
+    with publish(name_mark(part)) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return done
 

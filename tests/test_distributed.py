@@ -24,6 +24,7 @@ from toys import Bench, bits_stand_alone, fasta, one_sentence, proteins, run
 import bioxfer
 from bioxfer import distributed
 from bioxfer.distributed import Census, Worker, take_census
+from bioxfer.errors import InputError
 from bioxfer.jobs import EmbedJob
 from bioxfer.merging import merge_parts
 from bioxfer.shards import Shard, find_parts, name_mark, name_part
@@ -125,6 +126,21 @@ def test_a_finished_part_is_not_made_again(bench, runs):
     assert len(runs) == batches + 1
     assert {row["statuses"] for row in again} == {"ok=2"}
     assert [row["made"] for row in work(Worker(job, census, True), 1)] == [True]
+
+
+def test_a_reader_that_failed_is_opened_again(bench, monkeypatch):
+    job, read = make_job(bench), EmbedJob.read
+    worker = Worker(job, take_census(job.read(), 2), False)
+
+    def broken(self):
+        yield next(read(self))
+        raise InputError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbedJob, "read", broken)
+        (row,) = work(worker, 1)
+        assert (row["kind"], row["error"]) == ("InputError", "the disk is gone")
+    assert [row["error"] for row in work(worker, 1, 2)] == ["", ""]
 
 
 def test_an_input_that_changes_meanwhile_is_found(bench):

@@ -563,6 +563,15 @@ def test_a_part_of_another_request_is_refused_unless_it_may_be_replaced(bench):
     assert read_mark(name_part(bench.out, Shard(2, 2))).request["pool"] == "max"
 
 
+def test_a_part_that_cannot_be_replaced_stays_finished(bench, monkeypatch):
+    assert command(bench).code == 0
+    part = name_part(bench.out, Shard(2, 2))
+    data = Path(part).read_bytes(), Path(name_mark(part)).read_bytes()
+    bench.fasta.write_text(fasta(proteins(4)).replace("M", "-"))
+    assert command(bench, "--overwrite").code == 3
+    assert (Path(part).read_bytes(), Path(name_mark(part)).read_bytes()) == data
+
+
 def test_a_part_of_another_input_is_refused(bench):
     assert command(bench).code == 0
     bench.fasta.write_text(fasta(proteins(7)))
