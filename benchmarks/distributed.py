@@ -12,6 +12,7 @@ FOLDER takes inputs and outputs. Fewer than all proteins are a trial, whose resu
 from __future__ import annotations
 
 import argparse
+import json
 import lzma
 import os
 import resource
@@ -59,7 +60,8 @@ def run(commands: list[list[str]]) -> float:
 
 def clear(out: Path) -> None:
     for path in out.parent.glob(f"{out.stem}*"):
-        path.unlink()
+        if path.suffix != ".fasta":
+            path.unlink()
 
 
 def ways(fasta: Path, out: Path, part: int) -> dict[str, list[list[str]]]:
@@ -79,6 +81,16 @@ def ways(fasta: Path, out: Path, part: int) -> dict[str, list[list[str]]]:
             [*common, "--threads", "1", "--shard", f"{number}/2"] for number in (1, 2)
         ],
     }
+
+
+def steady_rate(out: Path, proteins: list[str], part: int, workers: int) -> int | None:
+    """Residues a second after each worker's first part, by the times of the marks."""
+    marks = sorted(out.parent.glob(f"{out.stem}-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if len(marks) < 4 * workers:
+        return None
+    numbers = [json.loads(path.read_text(encoding="utf-8"))["shard"]["number"] for path in marks[workers:]]
+    residues = sum(len(protein) for n in numbers for protein in proteins[(n - 1) * part : n * part])
+    return round(1e9 * residues / (marks[-1].stat().st_mtime_ns - marks[workers - 1].stat().st_mtime_ns))
 
 
 def compare(folder: Path, proteins: list[str]) -> dict[str, Any]:
@@ -103,30 +115,36 @@ def compare(folder: Path, proteins: list[str]) -> dict[str, Any]:
             "proteins_per_second": round(len(proteins) / (whole - idle), 1),
             "residues_per_second": round(residues / (whole - idle)),
         }
+        if "worker" in name:
+            found["ways"][name]["residues_per_second_after_first_parts"] = steady_rate(
+                out, proteins, part, int(name[0])
+            )
         print(name, found["ways"][name], flush=True)
     clear(out)
-    first = found["ways"]["1 worker of 1 thread"]["residues_per_second"]
-    found["two_workers_over_one"] = round(
-        found["ways"]["2 workers of 1 thread"]["residues_per_second"] / first, 2
-    )
     return found
+
+
+def make_parts(fasta: Path, out: Path) -> None:
+    for number in range(1, SHARDS + 1):
+        run([["embed", str(fasta), "-o", str(out), "--shard", f"{number}/{SHARDS}", "--overwrite"]])
 
 
 def time_merges(folder: Path, rows: int) -> dict[str, Any]:
     """Seconds and memory of joining parts, format by format."""
     fasta = write_fasta(folder / "short.fasta", list(draw_proteins(rows)))
+    few = write_fasta(folder / "few.fasta", ["MKTAYIAKQRQISFVKSHFSRQ"] * SHARDS)
     found: dict[str, Any] = {"rows": rows, "parts": SHARDS}
+    make_parts(few, folder / "few.csv")
+    idle = found["seconds_of_start_and_end"] = round(run([["merge", "-o", str(folder / "few.csv")]]), 2)
+    clear(folder / "few.csv")
     for suffix in SUFFIXES:
         out = folder / f"short{suffix}"
-        for path in folder.glob(f"short-*{suffix}*"):
-            path.unlink()
-        for number in range(1, SHARDS + 1):
-            run([["embed", str(fasta), "-o", str(out), "--shard", f"{number}/{SHARDS}"]])
+        make_parts(fasta, out)
         size = sum(path.stat().st_size for path in folder.glob(f"short-*{suffix}"))
         seconds = run([["merge", "-o", str(out), "--overwrite"]])
         found[suffix] = {
             "seconds": round(seconds, 2),
-            "rows_per_second": round(rows / seconds),
+            "rows_per_second": round(rows / max(seconds - idle, 0.01)),
             "bytes_per_row": round(size / rows),
         }
         print("merge", suffix, found[suffix], flush=True)

@@ -301,7 +301,8 @@ def _lanes(marks: Iterable[str], read: Callable[[str], Iterator[Unit[T]]], first
     return [_Lane(_guard(read, name), name, place) for place, name in enumerate(marks, start=first)]
 
 
-def _deal(
+@contextlib.contextmanager
+def _dealt(
     names: Sequence[str],
     mark: Mark,
     read: Callable[[str], Iterator[Unit[T]]],
@@ -309,22 +310,23 @@ def _deal(
     *,
     at_once: int,
     beside: str,
-    spools: contextlib.ExitStack,
-) -> list[_Lane[T]]:
+) -> Iterator[list[_Lane[T]]]:
     """Make a lane of each part, or, of more than can be read side by side, of so many joined beforehand.
 
     ``keep`` writes records to a file without a name, and gives what reads them from it.
     """
     total, shard = mark.input.records, mark.shard
     if len(names) <= at_once or total <= shard.of * shard.block:  # else one after the other
-        return _lanes(names, read)
-    lanes: list[_Lane[T]] = []
-    for first in range(0, len(names), at_once):
-        some = names[first : first + at_once]
-        spool = spools.enter_context(tempfile.TemporaryFile(dir=Path(os.path.realpath(beside)).parent))
-        units = keep(spool, _weave(_lanes(some, read, first), shard, total))
-        lanes.append(_Lane(units, f"{some[0]} to {some[-1]}", first, len(some)))
-    return lanes
+        yield _lanes(names, read)
+        return
+    with contextlib.ExitStack() as spools:
+        lanes: list[_Lane[T]] = []
+        for first in range(0, len(names), at_once):
+            some = names[first : first + at_once]
+            spool = spools.enter_context(tempfile.TemporaryFile(dir=Path(os.path.realpath(beside)).parent))
+            units = keep(spool, _weave(_lanes(some, read, first), shard, total))
+            lanes.append(_Lane(units, f"{some[0]} to {some[-1]}", first, len(some)))
+        yield lanes
 
 
 def _guard(read: Callable[[str], Iterator[T]], name: str) -> Iterator[T]:
@@ -376,8 +378,7 @@ def _merge_text(out: str, marks: dict[str, Mark], mark: Mark, check: _Check[byte
         spool.seek(0)
         return _units(spool, delimiter, several)
 
-    with contextlib.ExitStack() as spools:
-        lanes = _deal(names, mark, read, keep, at_once=_AT_ONCE, beside=out, spools=spools)
+    with _dealt(names, mark, read, keep, at_once=_AT_ONCE, beside=out) as lanes:
         write_lines(out, chain([header], check(_weave(lanes, mark.shard, mark.input.records))))
 
 
@@ -465,11 +466,12 @@ def _merge_parquet(out: str, marks: dict[str, Mark], mark: Mark, check: _Check[l
 
     types: dict[str, type[int] | type[float]] = {"int64": int, "double": float}
     kinds = [types.get(str(each.type), str) for each in schema]
-    with contextlib.ExitStack() as spools:
-        lanes = _deal(names, mark, read, keep, at_once=_GROUPS_AT_ONCE, beside=out, spools=spools)
-        with TableWriter(out, schema.names, kinds=kinds) as table:
-            for some in check(_weave(lanes, mark.shard, mark.input.records)):
-                table.write(some)
+    with (
+        _dealt(names, mark, read, keep, at_once=_GROUPS_AT_ONCE, beside=out) as lanes,
+        TableWriter(out, schema.names, kinds=kinds) as table,
+    ):
+        for some in check(_weave(lanes, mark.shard, mark.input.records)):
+            table.write(some)
 
 
 # --- arrays ------------------------------------------------------------------------------------------
