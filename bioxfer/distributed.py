@@ -461,6 +461,8 @@ def _import_ray(address: str | None) -> Any:
         # A cluster of this run's own knows its processes by a token that nobody else has.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Its workers step aside for whatever else runs (nice 15), which one process here does not either.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
         import ray.data

@@ -401,7 +401,7 @@ def test_what_does_not_go_with_workers_is_told_before_the_work(bench, monkeypatc
 
 def test_without_ray_the_install_command_is_named(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *distributed._QUIET):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_worker_niceness", *distributed._QUIET):
         monkeypatch.setenv(name, "")
     ended = bench.embed(bench.fasta, "--distributed")
     assert ended.code == 2
