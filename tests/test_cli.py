@@ -33,7 +33,7 @@ from bioxfer.prediction import list_heads
 from bioxfer.sequences import ORIGIN_COLUMNS
 
 COMMANDS = [
-    "predict", "embed", "convert", "train", "transfer", "evaluate", "split", "pretrain", "doctor",
+    "predict", "embed", "convert", "merge", "train", "transfer", "evaluate", "split", "pretrain", "doctor",
     "models list", "models show", "models download", "models verify",
     "heads list", "heads show", "heads plot",
 ]  # fmt: skip

@@ -160,6 +160,8 @@ def every_command() -> list[list[str]]:
         ["embed", "bare.csv", "-o", "r.npz", "--per-residue", *toy, *over],
         ["convert", "v.npz", "-o", "c.csv", "--fasta", "bare.csv", *over],
         ["convert", "esm", "-o", "c.npz", *over],
+        ["embed", "bare.csv", "-o", "m.csv", "--shard", "1/1", *toy, *over],
+        ["merge", "-o", "m.csv", "--input", "bare.csv", *over],
         ["train", "in.csv", "-o", "h.safetensors", "--head", "linear", *kmer, *toy, *over],
         [
             *("transfer", "in.csv", "--source", "source.csv", "-o", "t.safetensors", "--sizes", ""),
@@ -195,6 +197,7 @@ def every_command() -> list[list[str]]:
 MADE = {
     "ready.csv", "p.csv", "v.csv", "v.npz", "v.csv.gz", "r.npz", "c.csv", "c.npz", "h.safetensors",
     "t.safetensors", "s.csv", "w.safetensors", "plot.svg",
+    "m.csv", "m-00001-of-00001.csv", "m-00001-of-00001.csv.json",
 }  # fmt: skip
 
 
@@ -241,6 +244,7 @@ def test_every_command_is_among_them():
 
 
 def test_no_command_opens_a_socket(session):
+    """Without --distributed, which asks for processes that talk by sockets; see test_distributed.py."""
     assert session.of("socket.") == []
 
 

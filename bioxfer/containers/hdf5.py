@@ -248,7 +248,9 @@ def _keys(group: Any, source: str, prefix: str = "", above: tuple[Any, ...] = ()
     h5py = import_h5py()
     with reading(source):
         names = list(group)
-        if all(name.isdecimal() for name in names):
+        # Numbers as numbers, unless the file itself knows the order in which they were written.
+        tracked = group["."].id.get_create_plist().get_link_creation_order() if names else 0
+        if not tracked and all(name.isdecimal() for name in names):
             names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
     for name in names:
         key = f"{prefix}{name}"
