@@ -1,6 +1,6 @@
 """Executes notebooks: for the tests in a copy, and in place by ``make notebooks``.
 
-    python tests/notebooks.py data/first_head.ipynb ...
+python tests/notebooks.py data/first_head.ipynb ...
 """
 
 from __future__ import annotations

@@ -7,14 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import notebooks
 import pytest
 
 pytest.importorskip("matplotlib")
 nbformat = pytest.importorskip("nbformat", reason="no nbformat here; pip install 'bioxfer[test]'")
 for needed in ("nbclient", "ipykernel"):
     pytest.importorskip(needed, reason=f"no {needed} here; pip install 'bioxfer[test]'")
-
-import notebooks
 
 DATA = Path(__file__).parent.parent / "data"
 NAMES = ("first_head", "is_transfer_helping")
