@@ -48,7 +48,7 @@ def list_models() -> None:
     for info in list_backbones():
         typer.echo(
             f"{info.name}\t{info.family}\t{info.layers}\t{info.dim}\t"
-            f"{info.parameters / 1e6:.1f}M\t{info.where}"
+            f"{'' if info.parameters is None else f'{info.parameters / 1e6:.1f}M'}\t{info.where}"
         )
 
 
