@@ -363,7 +363,8 @@ def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> W
     Returns
     -------
     WeightsCheck
-        The file, its hash, and whether there was one to hold it against.
+        The file, its hash, and whether there was one to hold it against; the last
+        one of a model of several files.
 
     Raises
     ------
@@ -407,15 +408,11 @@ def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> W
 
 
 def _verify_folder(wanted: str, *, sha256: str | None) -> WeightsCheck:
-    from bioxfer.backbones.huggingface import load_folder
-    from bioxfer.backbones.modelfolder import weight_files
+    from bioxfer.backbones.huggingface import verify_folder
 
     if sha256 is not None:
         raise UsageError(f"{wanted} has several files, whose hashes are in its {SOURCE}; leave --sha256 out")
-    _, folder = find_folder(wanted, offline=True)
-    load_folder(folder)  # every shape and value is looked at
-    path = weight_files(folder)[0]
-    return WeightsCheck(path=path, sha256=sha256_of(path), known=(folder / SOURCE).is_file())
+    return verify_folder(wanted)[-1]
 
 
 def resolve_precision(precision: str, *, device: str = "cpu") -> Literal["fp32", "bf16", "fp16"]:

@@ -76,16 +76,14 @@ class EsmcBlock(nn.Module):
         matrix_type = self.qkv.dtype
         q, k, v = self.qkv(self.norm_attention(x).to(matrix_type)).chunk(3, dim=1)
 
-        def heads_of(h: Tensor) -> Tensor:
-            return h.reshape(len(h), self.heads, -1)  # (T, H, K)
-
-        q, k = (heads_of(norm(h.float())) for norm, h in ((self.norm_q, q), (self.norm_k, k)))
+        q, k = self.norm_q(q.float()), self.norm_k(k.float())
+        q, k, v = (h.view(len(x), self.heads, -1) for h in (q, k, v))  # (T, H, K)
         q, k = (rotate(h, *turn).to(matrix_type) for h in (q, k))
-        attended = attend(q, k, heads_of(v), pack.groups, scale=q.shape[-1] ** -0.5)
+        attended = attend(q, k, v, pack.groups, scale=q.shape[-1] ** -0.5)
         x = x + self.out(attended.flatten(1)) * self.share
         gate, up = self.gate_up(self.norm_feedforward(x).to(matrix_type)).chunk(2, dim=1)
-        change: Tensor = self.down(F.silu(gate) * up)
-        return x + change * self.share
+        x = x + self.down(F.silu(gate) * up) * self.share
+        return x
 
 
 class EsmcEncoder(nn.Module):

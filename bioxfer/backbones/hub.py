@@ -39,6 +39,7 @@ from bioxfer.machine import expand_home
 __all__ = [
     "HUB",
     "SOURCE",
+    "TEXTS",
     "HubModel",
     "check_model",
     "fetch_model",
@@ -60,8 +61,10 @@ _PIN = "pinned"
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
 # The hub has no -- and no .. in names, which so can be written as folders.
 _NAME = re.compile(rf"(?![^@]*(?:--|\.\.))({_PART}/{_PART})(?:@(.*))?", re.DOTALL)
+TEXTS = ("config.json", *TOKENIZER_FILES, "added_tokens.json")
+"""Files that are read beside the weights."""
+
 _SMALL = 64 << 20  # bytes of a file that is no weights; a vocabulary has some kilobytes
-_TEXTS = ("config.json", *TOKENIZER_FILES, "added_tokens.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 Progress = Callable[[int, int | None], None]
@@ -383,7 +386,7 @@ def _check_blobs(folder: Path) -> None:
     """Hold the files of transformers' cache against the hashes that they are named by."""
     for path in sorted(folder.iterdir()):
         blob = path.resolve().name
-        if path.name not in _TEXTS and not path.name.endswith((".safetensors", ".bin", ".index.json")):
+        if path.name not in TEXTS and not path.name.endswith((".safetensors", ".bin", ".index.json")):
             continue
         if re.fullmatch("[0-9a-f]{64}", blob) and sha256_of(path) != blob:
             raise WeightsError(
@@ -439,7 +442,7 @@ def _choose(files: Mapping[str, _File], name: str) -> list[_File]:
     for weights in _WEIGHTS:
         for form in (weights, f"{weights}.index.json"):
             if form in files:
-                return [files[text] for text in _TEXTS if text in files] + [files[form]]
+                return [files[text] for text in TEXTS if text in files] + [files[form]]
     raise WeightsError(f"{name}: has neither {' nor '.join(_WEIGHTS)} on the hub; it cannot be read here")
 
 

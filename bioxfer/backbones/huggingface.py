@@ -27,15 +27,25 @@ from bioxfer.backbones import Backbone, Representation, matrix_dtype, resolve_pr
 from bioxfer.backbones.esm import ALPHABET, MASK, PAD, TRAINED_RESIDUES, EsmBackbone, EsmEncoder
 from bioxfer.backbones.esmc import EsmcConfig, EsmcEncoder, esmc_names
 from bioxfer.backbones.fairesm import build_esm
+from bioxfer.backbones.hub import SOURCE, TEXTS, find_folder
 from bioxfer.backbones.kernels import ROWS, FastLinear, load_kernels
-from bioxfer.backbones.modelfolder import ModelConfig, ModelWeights
+from bioxfer.backbones.modelfolder import ModelConfig, ModelWeights, weight_files
 from bioxfer.backbones.packing import pack_tokens
 from bioxfer.backbones.t5 import ACTIVATIONS, T5Config, T5Encoder, t5_names
 from bioxfer.backbones.vocabulary import ResidueTokens, find_residues, read_vocabulary
+from bioxfer.backbones.weights import WeightsCheck, sha256_of
 from bioxfer.backbones.weights import fingerprint as fingerprint_of
 from bioxfer.errors import UsageError, WeightsError
 
-__all__ = ["Summary", "TokenBackbone", "load_folder", "read_esm_folder", "summarize"]
+__all__ = [
+    "Summary",
+    "TokenBackbone",
+    "describe_folder",
+    "load_folder",
+    "read_esm_folder",
+    "summarize",
+    "verify_folder",
+]
 
 _MOST_LAYERS = 1000
 # The token before the residues that says what is to be done with them: ProstT5's and Ankh 3's for embedding.
@@ -234,9 +244,7 @@ def read_esm_folder(folder: str | Path, *, matrices: torch.dtype = torch.float32
     layers, width, ffn, heads = _esm_shape(config)
     rotary = config.text("position_embedding_type", "absolute", among=("rotary", "absolute")) == "rotary"
     vocabulary = read_vocabulary(folder)
-    if any(vocabulary.get(token, number) != number for number, token in enumerate(ALPHABET)) or not all(
-        token in vocabulary for token in ALPHABET[:PAD] + ALPHABET[PAD + 1 : 29]
-    ):
+    if any(vocabulary.get(token) != number for number, token in enumerate(ALPHABET)):
         raise WeightsError(f"{folder}: its vocabulary is not that of ESM-2; it cannot be loaded")
     weights = ModelWeights.open(
         folder, prefix="esm.", unused=("lm_head.", "contact_head.", "pooler.", "classifier.")
@@ -261,6 +269,44 @@ def read_esm_folder(folder: str | Path, *, matrices: torch.dtype = torch.float32
             f"of {found.width} and {found.ffn_width}; it is not whole"
         )
     return encoder, fingerprint
+
+
+def verify_folder(wanted: str) -> list[WeightsCheck]:
+    """Check config, vocabulary and weights of a model that is on this disk, every shape and value.
+
+    Parameters
+    ----------
+    wanted : str
+        A hub name or a folder.
+
+    Returns
+    -------
+    list of WeightsCheck
+        One for each file, those of weights last.
+
+    Raises
+    ------
+    UsageError, OfflineError, WeightsError
+        As `bioxfer.backbones.load_backbone`.
+    """
+    _, folder = find_folder(wanted, offline=True)
+    load_folder(folder)
+    known = (folder / SOURCE).is_file()
+    weights = weight_files(folder)
+    texts = [folder / name for name in TEXTS if (folder / name).is_file()]
+    return [WeightsCheck(path=path, sha256=sha256_of(path), known=known) for path in (*texts, *weights)]
+
+
+def describe_folder(wanted: str) -> dict[str, object]:
+    """Tell what a model that is on this disk is; parameters and errors as those of `verify_folder`."""
+    name, folder = find_folder(wanted, offline=True)
+    files = [*(folder / text for text in TEXTS), *weight_files(folder)]
+    return {
+        "name": name or folder.resolve().name,
+        "folder": str(folder),
+        **asdict(summarize(folder)),
+        "files": {path.name: sha256_of(path) for path in files if path.is_file()},
+    }
 
 
 def summarize(folder: str | Path) -> Summary:

@@ -108,8 +108,9 @@ def find_residues(
         is beyond the embedding.
     """
     # A vocabulary of words writes a residue with the mark that a word begins.
-    marked = all(WORD_START + letter in vocabulary for letter in STANDARD)
-    written = {letter: (WORD_START if marked else "") + letter for letter in (*STANDARD, "X", *RARE)}
+    marked, bare = (sum(start + letter in vocabulary for letter in STANDARD) for start in (WORD_START, ""))
+    mark = WORD_START if marked >= max(bare, 1) else ""
+    written = {letter: mark + letter for letter in (*STANDARD, "X", *RARE)}
     if missing := [letter for letter in (*STANDARD, "X") if written[letter] not in vocabulary]:
         raise WeightsError(
             f"{place}: its vocabulary has no token of its own for {', '.join(missing)}; "
