@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SequenceEmbedder,
         SequenceRegressor,
     )
+    from bioxfer.exchange import read_embeddings
     from bioxfer.genes import Translation, translate, translate_cds
     from bioxfer.heads import TrainedHead
     from bioxfer.io import iter_sequences, read_labels, read_sequences
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from bioxfer.residues import ResidueHead
     from bioxfer.sequences import Origin, SequenceRecord
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOMES = {
     "AnnotationTransfer": "estimators",
@@ -62,6 +63,7 @@ _HOMES = {
     "load_backbone": "backbones",
     "load_head": "prediction",
     "predict": "prediction",
+    "read_embeddings": "exchange",
     "read_labels": "io",
     "read_sequences": "io",
     "translate": "genes",
@@ -94,6 +96,7 @@ __all__ = [
     "load_backbone",
     "load_head",
     "predict",
+    "read_embeddings",
     "read_labels",
     "read_sequences",
     "translate",

@@ -115,6 +115,9 @@ def read_coding(
         oddities.append("no stop codon")
     if over and not completed and not open_end:
         oddities.append(f"an incomplete last codon ({over} of 3 nucleotides) left out")
+    inner = protein.count("*")
+    if inner:
+        oddities.append(f"{inner} stop codon{'s' * (inner > 1)} inside")
     return "".join(protein), [*oddities, *count_ambiguous(protein)]
 
 

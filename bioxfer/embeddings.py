@@ -29,7 +29,7 @@ class Embeddings:
     ids : list of str
         Verbatim, ``N`` of them.
     lengths : list of int
-        Residues after cleaning.
+        Residues after cleaning; -1 where a file that was read does not tell.
     statuses : list of str
         ``ok``, ``windowed``, ``truncated``, ``skipped`` or ``failed``.
     messages : list of str
@@ -38,7 +38,7 @@ class Embeddings:
         ``(N, D)`` float32, ``D`` being the backbone's width times the number
         of joined poolings; rows that were skipped or failed hold NaN.
     model, layer, pool, fingerprint
-        What made the vectors.
+        What made the vectors; of a file that does not tell, ``unknown``, -1, ``mean`` and empty.
     residues : list of ndarray, or None
         ``(L, D)`` float32 for each record (None where skipped or failed), if asked for.
     """
@@ -75,7 +75,8 @@ class Embeddings:
 
     def _title(self) -> str:
         count, width = self.vectors.shape
-        return f"{count} × {width}, {self.model}, layer {self.layer}, {self.pool}"
+        layer = "" if self.layer < 0 else f"layer {self.layer}, "
+        return f"{count} × {width}, {self.model}, {layer}{self.pool}"
 
     def to_pandas(self) -> pd.DataFrame:
         """Make a table of ``id, length, status, message`` and one column per dimension.

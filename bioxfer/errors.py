@@ -21,7 +21,8 @@ that sentence and exits with ``exit_code``; anything else that rises is a bug.
     │   ├── HeadFileError      a head file is damaged or foreign
     │   ├── FingerprintError   a head meets a backbone that is not its own
     │   └── OfflineError       the network is needed and forbidden
-    └── OutputError            the result cannot be written
+    ├── OutputError            the result cannot be written
+    └── WorkerError            processes that share the work cannot go on
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ __all__ = [
     "UnknownModelError",
     "UsageError",
     "WeightsError",
+    "WorkerError",
 ]
 
 _LONGEST = 900  # characters of a message: a dozen lines of a terminal
@@ -132,3 +134,7 @@ class OfflineError(ModelError):
 
 class OutputError(BioxferError):
     """The result cannot be written."""
+
+
+class WorkerError(BioxferError):
+    """Processes that share the work cannot go on."""

@@ -28,7 +28,16 @@ from typing import IO, Any, Literal, cast
 from bioxfer.errors import MissingExtraError, OutputError, UsageError
 from bioxfer.machine import find_obstacle
 
-__all__ = ["TableFormat", "TableWriter", "check_output", "is_stream", "publish", "table_format"]
+__all__ = [
+    "TableFormat",
+    "TableWriter",
+    "check_output",
+    "is_stream",
+    "publish",
+    "spell_id",
+    "table_format",
+    "write_lines",
+]
 
 TableFormat = Literal["csv", "tsv", "csv.gz", "tsv.gz", "csv.xz", "parquet"]
 
@@ -357,6 +366,31 @@ class TableWriter:
         finally:
             if self._parquet is not None:
                 self._parquet.close()
+
+
+def write_lines(path: str | os.PathLike[str], lines: Iterable[bytes]) -> None:
+    """Write a text table whose lines, header first, are already as :class:`TableWriter` makes them.
+
+    Raises
+    ------
+    OutputError
+        The file system says no.
+    """
+    with _output_errors(path), _replacing(path) as temporary, contextlib.ExitStack() as stack:
+        stream = _open_stream(temporary, table_format(path), stack)
+        for line in lines:
+            stream.write(line)
+
+
+def spell_id(identifier: str, *, excel_safe: bool, parquet: bool) -> str:
+    """Spell an id as a table holds it.
+
+    >>> spell_id("=1+1", excel_safe=True, parquet=False)
+    "'=1+1"
+    """
+    if excel_safe and not parquet and _FORMULA.match(identifier):
+        identifier = f"'{identifier}"
+    return _utf8(identifier) if parquet else identifier
 
 
 # --- files -------------------------------------------------------------------------------------------

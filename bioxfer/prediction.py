@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "Shape",
+    "find_head",
     "list_heads",
     "load_head",
     "load_heads",
@@ -82,6 +84,23 @@ def list_heads() -> list[str]:
     return sorted(path.stem for path in READY_HEADS.glob("*.safetensors"))
 
 
+def find_head(name_or_path: str | os.PathLike[str]) -> Path:
+    """Find the file of a ready head by its name, or that of any head by its path.
+
+    Raises
+    ------
+    UnknownModelError
+        If there is neither such a head nor such a file.
+    """
+    wanted = os.fspath(name_or_path)
+    if wanted in list_heads():
+        return READY_HEADS / f"{wanted}.safetensors"
+    if Path(wanted).is_file():
+        return Path(wanted)
+    known = ", ".join(list_heads()) or "none in this installation"
+    raise UnknownModelError(f"no head {wanted!r}: neither a file nor a ready head ({known})")
+
+
 def load_head(name_or_path: str | os.PathLike[str]) -> Head:
     """Load a ready head by its name, or any head by its file.
 
@@ -102,13 +121,7 @@ def load_head(name_or_path: str | os.PathLike[str]) -> Head:
     HeadFileError
         If the file is damaged or foreign.
     """
-    wanted = os.fspath(name_or_path)
-    if wanted in list_heads():
-        return read_head(READY_HEADS / f"{wanted}.safetensors")
-    if Path(wanted).is_file():
-        return read_head(wanted)
-    known = ", ".join(list_heads()) or "none in this installation"
-    raise UnknownModelError(f"no head {wanted!r}: neither a file nor a ready head ({known})")
+    return read_head(find_head(name_or_path))
 
 
 def load_heads(

@@ -639,24 +639,29 @@ def _esm_files() -> tuple[bytes, ...]:
     return tuple(files)
 
 
+def spoil_member(data: bytes, dice: Random, *, often: str = "") -> bytes:
+    """Spoil or drop one member of a zip archive, whose checksums fit again."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
+        members = source.infolist()
+        chosen = dice.choice([m.filename for m in members] + 3 * [often or members[0].filename])
+        for member in members:
+            content = source.read(member)
+            if member.filename.endswith(chosen):
+                if not dice.randrange(10):
+                    continue
+                content = spoil_bytes(content, dice)
+            target.writestr(member.filename, content)
+    return out.getvalue()
+
+
 def spoil_esm(data: bytes, dice: Random) -> bytes:
     """Spoil a checkpoint: its bytes, one member of the archive, or what it holds."""
     how = dice.randrange(6)
     if how == 0:
         return spoil_bytes(data, dice)
     if how < 3:
-        out = io.BytesIO()
-        with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
-            members = source.infolist()
-            chosen = dice.choice([m.filename for m in members] + 3 * ["data.pkl"])
-            for member in members:
-                content = source.read(member)
-                if member.filename.endswith(chosen):
-                    if not dice.randrange(10):
-                        continue
-                    content = spoil_bytes(content, dice)
-                target.writestr(member.filename, content)
-        return out.getvalue()
+        return spoil_member(data, dice, often="data.pkl")
     from argparse import Namespace
 
     checkpoint = torch.load(io.BytesIO(data), weights_only=False)
@@ -1219,6 +1224,66 @@ def check_residue_labels(path: Path) -> None:
                 check_sentence(f"{error} {path.name}", path)
 
 
+# --- stored embeddings --------------------------------------------------------------------------------
+
+
+@functools.cache
+def _stored_files(suffix: str) -> tuple[bytes, ...]:
+    """Small files of vectors and of residues, one record without any."""
+    from test_vectors import rows
+
+    from bioxfer.vectors import write_vectors
+
+    found = []
+    for per_residue in (False, True)[: 1 if suffix in ("csv", "h5ad") else 2]:
+        facts = {"model": "toy", "layer": 2, "pool": "residues" if per_residue else "mean+max"}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"v.{suffix}")
+            given = rows(["a", "b", "sp|P1|C", "d e"], per_residue=per_residue)
+            write_vectors(path, given, pool="mean+max", width=3, facts=facts, per_residue=per_residue)
+            found.append(path.read_bytes())
+    return tuple(found)
+
+
+@functools.cache
+def _extracted_files() -> tuple[bytes, ...]:
+    """What fair-esm's extract.py writes of a protein."""
+    matrix = torch.arange(12.0).reshape(4, 3)
+    parts = {
+        "mean_representations": {6: matrix.mean(0)},
+        "bos_representations": {6: matrix[0].clone()},
+        "representations": {6: matrix},
+    }
+    found = []
+    for name, part in parts.items():
+        buffer = io.BytesIO()
+        torch.save({"label": "p1 a protein", name: part}, buffer)
+        found.append(buffer.getvalue())
+    return tuple(found)
+
+
+def spoil_archive(data: bytes, dice: Random) -> bytes:
+    return spoil_member(data, dice) if dice.randrange(4) else spoil_bytes(data, dice)
+
+
+def check_stored(path: Path) -> None:
+    """What was read is whole: a finite vector or a reason for each record."""
+    from bioxfer.exchange import read_embeddings
+
+    found = read_embeddings(path.parent if path.suffix == ".pt" else path)
+    columns = (found.ids, found.lengths, found.statuses, found.messages, found.vectors)
+    assert len({len(column) for column in columns}) == 1
+    assert all(found.ids)
+    empty = [status in ("skipped", "failed") for status in found.statuses]
+    assert (
+        np.isfinite(found.vectors).all(1).tolist() == [not each for each in empty] or not found.vectors.size
+    )
+    for length, status, matrix, none in zip(
+        found.lengths, found.statuses, found.residues or [None] * len(found), empty, strict=True
+    ):
+        assert matrix is None or (not none and (len(matrix) == length or status == "truncated"))
+
+
 TARGETS = {
     "fasta": Target("in.fasta", lambda: list(_FASTA), spoil_fasta, check_fasta),
     "table": Target("in.csv", lambda: list(_TABLES), spoil_fasta, check_table),
@@ -1249,6 +1314,10 @@ TARGETS = {
     "pretraining checkpoint": Target(
         "state.safetensors", lambda: list(_pretraining_files()), spoil_checkpoint, check_pretraining
     ),
+    "npz": Target("v.npz", lambda: list(_stored_files("npz")), spoil_archive, check_stored),
+    "vectors": Target("v.csv", lambda: list(_stored_files("csv")), spoil_fasta, check_stored),
+    "parquet": Target("v.parquet", lambda: list(_stored_files("parquet")), spoil_bytes, check_stored),
+    "extracted": Target("p1.pt", lambda: list(_extracted_files()), spoil_archive, check_stored),
     "cache": Target("c.sqlite", lambda: list(_cache_files()), spoil_cache, check_cache),
 }
 """What is fuzzed, by name."""

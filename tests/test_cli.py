@@ -33,7 +33,7 @@ from bioxfer.prediction import list_heads
 from bioxfer.sequences import ORIGIN_COLUMNS
 
 COMMANDS = [
-    "predict", "embed", "train", "transfer", "evaluate", "split", "pretrain", "doctor",
+    "predict", "embed", "convert", "merge", "train", "transfer", "evaluate", "split", "pretrain", "doctor",
     "models list", "models show", "models download", "models verify",
     "heads list", "heads show", "heads plot",
 ]  # fmt: skip
@@ -130,6 +130,9 @@ def test_version_is_told():
         ("predict in.fasta -o out.h5", "out.h5"),
         ("embed in.fasta -o out.csv --per-residue", "matrix"),
         ("embed in.fasta -o out.csv --pool median", "median"),
+        ("embed in.fasta -o out.h5ad --per-residue", "AnnData has one row per protein"),
+        ("convert", "missing argument 'IN'"),
+        ("convert v.h5 -o out.csv --pool median", "median"),
         ("embed in.fasta -o out.csv --layer 9", "layer 9"),
         ("embed in.fasta -o out.csv --translate cds --genetic-code 7", "genetic code 7"),
         ("embed in.fasta -o out.csv --translate six-frame --min-orf 0", "--min-orf"),

@@ -272,7 +272,7 @@ def test_read_coding_tells_what_is_odd():
     )
     assert read_coding("GTGAAATAA", 11) == ("MK", ["start codon GTG read as M"])
     assert read_coding("CATGAAATAA", 1, codon_start=2) == ("MK", [])
-    assert read_coding("ATGTAAAAATAA", 1) == ("M*K", [])
+    assert read_coding("ATGTAAAAATAA", 1) == ("M*K", ["1 stop codon inside"])
     assert read_coding("", 1) == ("", ["no stop codon"])
 
 
@@ -617,7 +617,8 @@ def test_phase_table_partial_and_escapes_are_read(annotated):
     assert (head.id, head.sequence) == ("a;b", PROTEIN[1:])
     assert "partial at its start, codon_start 3" in head.note
     assert (mito.sequence, mito.origin.genetic_code) == ("MWM", 2)
-    assert (left.sequence, left.origin.oddities) == ("M*IR", ("partial at its start", "no stop codon"))
+    assert left.sequence == "M*IR"
+    assert left.origin.oddities == ("partial at its start", "no stop codon", "1 stop codon inside")
     assert sec.sequence == "MUIR"
     assert (none.id, none.sequence) == ("c3", "")
     assert re.fullmatch(r"not translated: .*a\.gff has no coding sequence \(CDS\) on it", none.note)

@@ -570,7 +570,7 @@ def test_f26_signals_at_any_moment_end_it_with_one_sentence(work, command, signa
         assert (ended.code, ended.err.splitlines()[-1:]) == (code, [f"bioxfer: {word}; {GOES_ON}"])
         assert "Traceback" not in ended.err
         assert "ignored" not in ended.err
-        assert out.read_bytes() == OLD
+        assert out.read_bytes() in (OLD, wanted)  # the signal may come when all is written
         assert not strays(out.parent)
         look_over(out.parent / "cache")
     ended = work.nursery.run(*words, **plan)

@@ -66,7 +66,7 @@ def test_what_holds_no_protein_is_skipped_with_the_reason(text, note):
 def test_an_inner_stop_codon_is_one_counted_x():
     clean = clean_protein(translate_cds(SequenceRecord("a", "ATGTAGAAATGA")))
     assert clean.residues == "MXK"
-    assert clean.message == "translated from 12 nucleotides; 1 residue became X (* at 2)"
+    assert clean.message == "translated from 12 nucleotides, 1 stop codon inside; 1 residue became X (* at 2)"
 
 
 def test_an_empty_record_stays_what_it_was():

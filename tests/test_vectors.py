@@ -50,6 +50,11 @@ def test_tables_give_back_every_float(tmp_path, name):
     assert write(tmp_path / name, given) == {"ok": len(ids) - 1, "skipped": 1}
     if name.endswith(".parquet"):
         found = pd.read_parquet(tmp_path / name)
+        wide = np.full((len(found), 2 * DIM), np.nan, np.float32)
+        for place, vector in enumerate(found.pop("embedding")):
+            if vector is not None:
+                wide[place] = vector
+        found[[f"{pool}_{n}" for pool in ("mean", "max") for n in range(DIM)]] = wide
     else:
         kinds = {f"{pool}_{n}": np.float32 for pool in ("mean", "max") for n in range(DIM)}
         separator = "\t" if ".tsv" in name else ","
@@ -153,7 +158,7 @@ def test_npz_is_to_the_byte_what_numpy_would_write(tmp_path, per_residue, count)
 
 def test_an_npz_in_pieces_is_the_same(tmp_path, monkeypatch):
     write(tmp_path / "whole.npz", rows())
-    monkeypatch.setattr("bioxfer.vectors._PIECE", 100)
+    monkeypatch.setattr("bioxfer.containers.npz._PIECE", 100)
     write(tmp_path / "v.npz", rows())
     assert (tmp_path / "v.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
@@ -161,7 +166,7 @@ def test_an_npz_in_pieces_is_the_same(tmp_path, monkeypatch):
 def test_a_parquet_table_in_groups_is_the_same_table(tmp_path, monkeypatch):
     ids = [i for i in IDS if i.isprintable()]
     write(tmp_path / "whole.parquet", rows(ids))
-    monkeypatch.setattr("bioxfer.output._ROWS_OF_A_GROUP", 3)
+    monkeypatch.setattr("bioxfer.containers.parquet._ROWS", 3)
     write(tmp_path / "v.parquet", rows(ids))
     pd.testing.assert_frame_equal(
         pd.read_parquet(tmp_path / "v.parquet"), pd.read_parquet(tmp_path / "whole.parquet")
@@ -189,11 +194,14 @@ print((peaks[2] - peaks[1]) / 4_000)
 """
 
 
-@pytest.mark.parametrize("name", ["v.csv", "v.npz", "v.parquet"])
+@pytest.mark.parametrize("name", ["v.csv", "v.npz", "v.parquet", "v.h5ad"])
 def test_memory_does_not_grow_with_the_number_of_records(tmp_path, name, monkeypatch):
     path = tmp_path / name
-    code = STREAM.replace("def rows", "import bioxfer.output as o, bioxfer.vectors as v\n"
-                          "o._ROWS_OF_A_GROUP, v._BEHIND, v._PIECE = 64, 2**18, 2**12\ndef rows")  # fmt: skip
+    code = STREAM.replace("def rows", "import bioxfer.containers as c, bioxfer.vectors as v\n"
+                          "import bioxfer.containers.h5ad, bioxfer.containers.npz\n"
+                          "import bioxfer.containers.parquet\n"
+                          "c.parquet._ROWS, v._BEHIND, c.npz._PIECE = 64, 2**18, 2**12\n"
+                          "c.h5ad._ROWS = 64\ndef rows")  # fmt: skip
     told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     assert float(told.stdout) < (250 if name == "v.npz" else 60)  # bytes a record; a vector has 256
@@ -224,7 +232,7 @@ def test_f8_f9_hdf5_keeps_ids_verbatim_and_inside_the_file(tmp_path, per_residue
             assert file[plain].attrs["original_id"] == plain
 
 
-@pytest.mark.parametrize("name", ["v.csv", "v.csv.gz", "v.npz", "v.h5", "v.parquet"])
+@pytest.mark.parametrize("name", ["v.csv", "v.csv.gz", "v.npz", "v.h5", "v.h5ad", "v.parquet"])
 def test_the_same_vectors_are_the_same_bytes(tmp_path, name, monkeypatch):
     write(tmp_path / name, rows())
     first = (tmp_path / name).read_bytes()
@@ -246,10 +254,10 @@ def test_no_record_is_an_empty_file_of_its_kind(tmp_path, name):
             assert len(file) == 0
     else:
         table = pd.read_csv(path) if name == "v.csv" else pd.read_parquet(path)
-        assert table.shape == (0, 4 + 2 * DIM)
+        assert table.shape == (0, 4 + (2 * DIM if name == "v.csv" else 1))
 
 
-@pytest.mark.parametrize("name", ["v.csv", "v.npz", "v.h5", "v.parquet"])
+@pytest.mark.parametrize("name", ["v.csv", "v.npz", "v.h5", "v.h5ad", "v.parquet"])
 def test_contract_5_what_fails_midway_leaves_the_old_file(tmp_path, name):
     def broken():
         yield from rows()[:3]
@@ -287,7 +295,8 @@ except OutputError as error:
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("v.h5", 500), ("v.h5", 100_000), ("v.h5", 600_000), ("v.npz", 100_000)]
+    ("name", "limit"),
+    [("v.h5", 500), ("v.h5", 100_000), ("v.h5", 600_000), ("v.npz", 100_000), ("v.h5ad", 100_000)],
 )
 def test_f23_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path, name, limit):
     pytest.importorskip("resource")
@@ -306,15 +315,18 @@ def test_f23_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path, name, li
 
 
 def test_formats_that_cannot_hold_it_are_refused(monkeypatch):
-    for name in ("v.h5", "v.hdf5", "v.npz", "v.csv", "v.tsv.gz", "v.parquet", "-"):
+    for name in ("v.h5", "v.hdf5", "v.h5ad", "v.npz", "v.csv", "v.tsv.gz", "v.parquet", "-"):
         check_vector_format(name, per_residue=False)
-    for name in ("v.h5", "v.npz"):
+    for name in ("v.h5", "v.npz", "v.parquet"):
         check_vector_format(name, per_residue=True)
-    for name in ("v.csv", "-"):
-        with pytest.raises(UsageError, match=r"\.npz or \.h5"):
+    for name in ("v.csv", "-", "v.h5ad"):
+        with pytest.raises(UsageError, match=r"per protein; write \.npz, \.h5 or \.parquet"):
             check_vector_format(name, per_residue=True)
-    with pytest.raises(UsageError, match=r"'v\.txt'.*\.npz or \.h5"):
+    with pytest.raises(UsageError, match=r"'v\.txt'.*\.npz, \.h5 or \.h5ad"):
         check_vector_format("v.txt", per_residue=False)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'bioxfer\[hdf5\]'"):
         check_vector_format("v.h5", per_residue=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bioxfer\[parquet\]'"):
+        check_vector_format("v.parquet", per_residue=True)

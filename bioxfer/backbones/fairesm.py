@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from bioxfer.backbones import matrix_dtype, resolve_precision
 from bioxfer.backbones.esm import ALPHABET, MASK, NORM_EPS, PAD, EsmBackbone, EsmConfig, EsmEncoder
 from bioxfer.backbones.weights import fingerprint as fingerprint_of
-from bioxfer.errors import UsageError, WeightsError
+from bioxfer.errors import BioxferError, UsageError, WeightsError
 
-__all__ = ["build_esm", "from_fairesm", "load_esm", "read_checkpoint", "read_esm"]
+__all__ = ["build_esm", "from_fairesm", "is_plain", "load_esm", "read_esm", "read_restricted"]
 
 
 def load_esm(path: str | Path, *, precision: str = "fp32", device: str = "cpu") -> EsmBackbone:
@@ -64,7 +64,7 @@ def read_esm(path: str | Path, *, matrices: torch.dtype = torch.float32) -> tupl
         Type of the matrices.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_restricted(path, remedy="give a checkpoint as fair-esm publishes it")
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
@@ -135,34 +135,42 @@ def from_fairesm(
     return EsmBackbone(encoder.to(device), name=name, precision=precision, fingerprint=fingerprint)
 
 
-def read_checkpoint(path: Path) -> Any:
-    """Read tensors and plain values of a torch checkpoint, and run nothing that the file says.
+def read_restricted(path: Path, *, remedy: str, error: type[BioxferError] = WeightsError) -> Any:
+    """Read tensors and plain values from a ``.pt`` file, and run nothing that it says.
+
+    Parameters
+    ----------
+    path : Path
+        The file; tensors of a zipped one are mapped into memory, not read.
+    remedy : str
+        What to do if it is refused, the end of the message.
+    error : type of BioxferError, optional
+        What to raise.
 
     Raises
     ------
     WeightsError
-        If the file cannot be read or holds anything else; and for any file where
-        torch is older than 2.10.
+        Or ``error``, if the file cannot be read or holds anything else; and for any
+        file where torch is older than 2.10.
     """
     # Restricted loading itself could be made to run code: CVE-2025-32434, CVE-2026-24747.
     if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
-        raise WeightsError(
+        raise error(
             f"{path}: torch {torch.__version__} cannot read .pt files safely; pip install 'torch>=2.10'"
         )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except OSError as failure:
+        raise error(f"{path}: cannot be read ({failure.strerror}); check the path") from failure
     except MemoryError:
         raise
-    except Exception as error:  # a damaged or hostile file can fail in any way
-        lines = str(error).splitlines() or [type(error).__name__]
+    except Exception as failure:  # a damaged or hostile file can fail in any way
+        lines = str(failure).splitlines() or [type(failure).__name__]
         reason = next((line.strip() for line in lines if "unsupported" in line.lower()), lines[0])
-        raise WeightsError(
-            f"{path}: refused, it is damaged or holds more than tensors and plain values ({reason}); "
-            f"give a checkpoint as fair-esm publishes it"
-        ) from error
+        raise error(
+            f"{path}: refused, it is damaged or holds more than tensors and plain values ({reason}); {remedy}"
+        ) from failure
 
 
 def _read_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,7 +220,7 @@ def build_esm(
     """
     unused = ("lm_head.", "contact_head.")
     state = {key: weight.detach() for key, weight in state.items() if not key.startswith(unused)}
-    if strange := [key for key, weight in state.items() if not _is_plain(weight)]:
+    if strange := [key for key, weight in state.items() if not is_plain(weight)]:
         raise WeightsError(f"{place}: {strange[0]!r} is no array of numbers of its own; it is damaged")
     config = replace(
         _read_config(state, heads=heads, token_dropout=token_dropout, place=place), norm_eps=norm_eps
@@ -247,7 +255,7 @@ def build_esm(
     return encoder.requires_grad_(False).eval(), fingerprint_of(shape, state)
 
 
-def _is_plain(weight: Tensor) -> bool:
+def is_plain(weight: Tensor) -> bool:
     """Tell whether each number of a weight lies in memory; a view of one can be larger than that."""
     dense = weight.layout == torch.strided and weight.device.type != "meta"
     return dense and weight.is_floating_point() and 0 < weight.nbytes <= weight.untyped_storage().nbytes()

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bioxfer.backbones.fairesm import read_checkpoint
+from bioxfer.backbones.fairesm import read_restricted
 from bioxfer.backbones.weights import check_weights
 from bioxfer.errors import WeightsError
 from bioxfer.metadata import parse_metadata
@@ -217,7 +217,7 @@ def _open_safetensors(path: Path) -> dict[str, Callable[[], Tensor]]:
 
 
 def _open_checkpoint(path: Path) -> dict[str, Callable[[], Tensor]]:
-    checkpoint = read_checkpoint(check_weights(path).path)
+    checkpoint = read_restricted(check_weights(path).path, remedy="take the model's safetensors")
     if not isinstance(checkpoint, dict) or not all(
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in checkpoint.items()
     ):

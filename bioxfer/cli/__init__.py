@@ -9,9 +9,11 @@ import typer
 
 from bioxfer import __version__
 from bioxfer.cli.catalogue import heads_app, models_app
+from bioxfer.cli.converting import convert_command
 from bioxfer.cli.doctoring import doctor_command
 from bioxfer.cli.inference import embed_command, predict_command
 from bioxfer.cli.splitting import split_command
+from bioxfer.cli.spreading import merge_command
 from bioxfer.cli.terminal import EXIT_CODES, run_app
 from bioxfer.cli.training import evaluate_command, pretrain_command, train_command
 from bioxfer.cli.transferring import transfer_command
@@ -46,6 +48,8 @@ def _root(
 
 app.command("predict", epilog=EXIT_CODES)(predict_command)
 app.command("embed", epilog=EXIT_CODES)(embed_command)
+app.command("convert", epilog=EXIT_CODES)(convert_command)
+app.command("merge", epilog=EXIT_CODES)(merge_command)
 app.command("train", epilog=EXIT_CODES)(train_command)
 app.command("transfer", epilog=EXIT_CODES)(transfer_command)
 app.command("evaluate", epilog=EXIT_CODES)(evaluate_command)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from bioxfer.cli.options import (
     BatchTokens,
     Degap,
     Device,
+    Distributed,
     Duplicate,
     ExcelSafe,
     GeneticCode,
@@ -22,6 +22,7 @@ from bioxfer.cli.options import (
     Layer,
     LongOption,
     LongProteins,
+    MergeParts,
     MinOrf,
     Model,
     Offline,
@@ -29,26 +30,25 @@ from bioxfer.cli.options import (
     OnInvalidOption,
     OutTable,
     Overwrite,
+    PartRecords,
     Pool,
     Precision,
     PrecisionOption,
     Quiet,
+    RayAddress,
     ReportFile,
     Resume,
+    ShardOf,
     TableShape,
     Threads,
     Translate,
     TranslateOption,
     Verbose,
+    Workers,
 )
-from bioxfer.cli.preparing import (
-    as_translation,
-    backbone_loader,
-    check_report_file,
-    given_files,
-    open_cache,
-)
-from bioxfer.cli.terminal import report_records, show_progress, start_messages
+from bioxfer.cli.preparing import as_translation, check_report_file, given_files
+from bioxfer.cli.spreading import Spread, run_job
+from bioxfer.cli.terminal import report_records, start_messages
 
 __all__ = ["embed_command", "predict_command"]
 
@@ -108,6 +108,12 @@ def predict_command(
     overwrite: Overwrite = False,
     offline: Offline = False,
     excel_safe: ExcelSafe = False,
+    shard: ShardOf = None,
+    distributed: Distributed = False,
+    workers: Workers = None,
+    part_records: PartRecords = None,
+    ray_address: RayAddress = None,
+    merge: MergeParts = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -124,51 +130,50 @@ def predict_command(
     position and residue too.
     """
     start_messages(quiet=quiet, verbose=verbose)
-    from bioxfer.io import iter_proteins
-    from bioxfer.output import check_output, table_format
+    from bioxfer.output import table_format
 
     table_format(out)
-    check_output(out, inputs=[source, *given_files([*(head or ()), gff])], overwrite=overwrite)
-    check_report_file(
-        report, others=[source, out, *given_files([model, gff, *(head or ())])], overwrite=overwrite
-    )
+    spread = Spread(shard, distributed, workers, part_records, ray_address, merge)
+    inputs = given_files([*(head or ()), gff])
+    spread.check(source, out, inputs=inputs, report=report, offline=offline, overwrite=overwrite)
+    check_report_file(report, others=[source, out, *given_files([model]), *inputs], overwrite=overwrite)
     translation = as_translation(translate, genetic_code, min_orf, gff)
-    records = iter_proteins(source, translation, on_duplicate=on_duplicate.value)
-    from bioxfer.prediction import load_heads, name_backbone, write_predictions
+    from bioxfer.jobs import Loaded, LoadedPredict, PredictJob
 
-    heads = load_heads(head or None)
+    job = PredictJob(
+        source=source,
+        out=out,
+        model=model,
+        device=device,
+        threads=threads,
+        precision=precision.value,
+        offline=offline,
+        batch_tokens=batch_tokens,
+        long=long.value,
+        on_invalid=on_invalid.value,
+        on_duplicate=on_duplicate.value,
+        degap=degap,
+        translation=translation,
+        excel_safe=excel_safe,
+        heads=tuple(head or ()),
+        shape=shape.value,
+        probabilities=probabilities,
+        coverage=coverage,
+    )
     noted = None
-    if report is not None:
-        from bioxfer.report import PredictionReport
 
-        noted = PredictionReport(heads)
-    load = backbone_loader(model or name_backbone(heads[0]), device=device, offline=offline, threads=threads)
-    with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
-        statuses = write_predictions(
-            records,
-            out,
-            heads,
-            load(precision.value),
-            shape=shape.value,
-            probabilities=probabilities,
-            coverage=coverage,
-            sets_where_possible=not head,
-            long=long.value,
-            on_invalid=on_invalid.value,
-            degap=degap,
-            batch_tokens=batch_tokens,
-            cache=cache,
-            ahead=os.path.isfile(source),
-            fp32=partial(load, "fp32", again=True),
-            origins=translation.traced,
-            excel_safe=excel_safe,
-            overwrite=overwrite,
-            progress=progress,
-            watch=None if noted is None else noted.watch,
-        )
+    def note(loaded: Loaded) -> None:
+        nonlocal noted
+        if report is not None and isinstance(loaded, LoadedPredict):
+            from bioxfer.report import PredictionReport
+
+            noted = PredictionReport(loaded.heads)
+            loaded.watch = noted.watch
+
+    ran = run_job(job, spread, resume=resume, overwrite=overwrite, quiet=quiet, loaded_then=note)
     if noted is not None and report is not None:
         noted.page(source="standard input" if source == "-" else os.path.basename(source)).save(report)
-    report_records(statuses, source=source, out=out)
+    report_records(ran.statuses, source=source, out=ran.place, whole=ran.records)
 
 
 def embed_command(
@@ -179,15 +184,18 @@ def embed_command(
             "-o",
             "--out",
             metavar="FILE",
-            help="File to write: .h5, .npz, .csv, .tsv, .csv.gz, .tsv.gz, .csv.xz or .parquet; - is CSV to "
-            "stdout.",
+            help="File to write: .h5, .h5ad, .npz, .parquet, .csv, .tsv, .csv.gz, .tsv.gz or .csv.xz; - is "
+            "CSV to stdout.",
         ),
     ],
     model: Model = "compact",
     layer: Layer = None,
     pool: Pool = "mean",
     per_residue: Annotated[
-        bool, typer.Option("--per-residue", help="Write one (L, D) matrix per protein instead; .h5 or .npz.")
+        bool,
+        typer.Option(
+            "--per-residue", help="Write one (L, D) matrix per protein instead; .h5, .npz or .parquet."
+        ),
     ] = False,
     device: Device = "cpu",
     threads: Threads = None,
@@ -205,61 +213,51 @@ def embed_command(
     overwrite: Overwrite = False,
     offline: Offline = False,
     excel_safe: ExcelSafe = False,
+    shard: ShardOf = None,
+    distributed: Distributed = False,
+    workers: Workers = None,
+    part_records: PartRecords = None,
+    ray_address: RayAddress = None,
+    merge: MergeParts = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Turn every protein into one vector, or into one vector per residue.
 
-    A table has the columns id, length, status, message, mean_0, mean_1, ...; .npz and .h5 keep the same
-    beside the arrays. With --translate or --gff a table also says source, strand, start, end, frame and
-    genetic_code. A record without a vector (skipped or failed) has empty cells, or NaN.
+    A table has the columns id, length, status, message, mean_0, mean_1, ... (.parquet one column embedding
+    of lists); .npz, .h5 and .h5ad keep the same beside the arrays. With --translate or --gff a table or
+    .h5ad also says source, strand, start, end, frame and genetic_code. A record without a vector (skipped
+    or failed) has empty cells, or NaN.
     """
     start_messages(quiet=quiet, verbose=verbose)
-    from bioxfer.io import iter_proteins
-    from bioxfer.output import check_output
     from bioxfer.pooling import parse_pool
-    from bioxfer.vectors import check_vector_format, write_vectors
+    from bioxfer.vectors import check_vector_format
 
     check_vector_format(out, per_residue=per_residue)
-    check_output(out, inputs=[source, *given_files([gff])], overwrite=overwrite)
+    spread = Spread(shard, distributed, workers, part_records, ray_address, merge)
+    spread.check(source, out, inputs=given_files([gff]), report=None, offline=offline, overwrite=overwrite)
     parse_pool(pool)
     translation = as_translation(translate, genetic_code, min_orf, gff)
-    records = iter_proteins(source, translation, on_duplicate=on_duplicate.value)
-    from bioxfer.embedding import embed_records, resolve_layer
+    from bioxfer.jobs import EmbedJob
 
-    load = backbone_loader(model, device=device, offline=offline, threads=threads)
-    backbone = load(precision.value)
-    number = resolve_layer(backbone, layer)
-    with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
-        statuses = write_vectors(
-            out,
-            embed_records(
-                records,
-                backbone,
-                layer=number,
-                pools=() if per_residue else (pool,),
-                per_residue=per_residue,
-                long=long.value,
-                on_invalid=on_invalid.value,
-                degap=degap,
-                batch_tokens=batch_tokens,
-                cache=cache,
-                ahead=os.path.isfile(source),
-                fp32=partial(load, "fp32", again=True),
-                progress=progress,
-            ),
-            pool=pool,
-            width=backbone.dim,
-            facts={
-                "model": backbone.name,
-                "fingerprint": backbone.fingerprint,
-                "layer": number,
-                "pool": "residues" if per_residue else pool,
-                "precision": backbone.precision,
-            },
-            per_residue=per_residue,
-            origins=translation.traced,
-            excel_safe=excel_safe,
-            overwrite=overwrite,
-        )
-    report_records(statuses, source=source, out=out)
+    job = EmbedJob(
+        source=source,
+        out=out,
+        model=model,
+        device=device,
+        threads=threads,
+        precision=precision.value,
+        offline=offline,
+        batch_tokens=batch_tokens,
+        long=long.value,
+        on_invalid=on_invalid.value,
+        on_duplicate=on_duplicate.value,
+        degap=degap,
+        translation=translation,
+        excel_safe=excel_safe,
+        layer=layer,
+        pool=pool,
+        per_residue=per_residue,
+    )
+    ran = run_job(job, spread, resume=resume, overwrite=overwrite, quiet=quiet)
+    report_records(ran.statuses, source=source, out=ran.place, whole=ran.records)

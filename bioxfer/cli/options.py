@@ -13,6 +13,7 @@ __all__ = [
     "ClusterByOption",
     "Degap",
     "Device",
+    "Distributed",
     "Duplicate",
     "ExcelSafe",
     "GeneticCode",
@@ -26,6 +27,7 @@ __all__ = [
     "Layer",
     "LongOption",
     "LongProteins",
+    "MergeParts",
     "MinOrf",
     "Model",
     "Offline",
@@ -33,13 +35,16 @@ __all__ = [
     "OnInvalidOption",
     "OutTable",
     "Overwrite",
+    "PartRecords",
     "Pool",
     "Precision",
     "PrecisionOption",
     "Quiet",
+    "RayAddress",
     "ReportFile",
     "Resume",
     "Seed",
+    "ShardOf",
     "Split",
     "TableShape",
     "TaskKind",
@@ -47,6 +52,7 @@ __all__ = [
     "Translate",
     "TranslateOption",
     "Verbose",
+    "Workers",
 ]
 
 
@@ -300,4 +306,50 @@ Identity = Annotated[
         metavar="SHARE",
         help="Proteins with this share of identical residues are relatives.",
     ),
+]
+ShardOf = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Make only the I-th of N parts, OUT-0000I-of-0000N, with a mark (.json) beside it when it is "
+        "finished; a finished one stays as it is. For job arrays: every job reads IN and writes beside OUT. "
+        "bioxfer merge joins them.",
+    ),
+]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed",
+        help="Have workers make the parts, through Ray (extra ray). IN, OUT, --model and --head must be on a "
+        "file system that every machine sees under the same name. A second run goes on with what is missing.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        metavar="N",
+        help="Of --distributed: processes, each with a model of its own; one a machine or GPU if not given. "
+        "They share the cores, if --threads does not give each a number.",
+    ),
+]
+PartRecords = Annotated[
+    int | None,
+    typer.Option(
+        "--part-records", min=1, metavar="N", help="Of --distributed: records of a part; 5000 if not given."
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="Of --distributed: a Ray cluster that runs already, or auto for this machine's; if not given, "
+        "one is started here for as long as it takes.",
+    ),
+]
+MergeParts = Annotated[
+    bool, typer.Option("--merge", help="Of --distributed: join the parts to OUT, and remove them.")
 ]

@@ -134,9 +134,15 @@ def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
             _show(_CLEAR)
 
 
-def report_records(statuses: Counter[str], *, source: str, out: str) -> None:
-    """Say what became of the records, and leave with an exit code of its own if some failed."""
+def report_records(statuses: Counter[str], *, source: str, out: str, whole: int = 0) -> None:
+    """Say what became of the records, and leave with an exit code of its own if some failed.
+
+    ``whole`` is the number of records of the input, where the output is a part.
+    """
     total = sum(statuses.values())
+    if whole and not total:
+        log.info("%s: none of the %d records falls on this part", out, whole)
+        return
     if not total:
         log.warning("%s holds no sequence, so the output holds none either", source)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -189,7 +188,7 @@ def _lay_out(known: Floats, few: list[int], how: Layout, seed: int) -> Any:
     if how != "umap":
         raise UsageError(f"layout {how!r} is neither 'pca' nor 'umap'; name one of these")
     try:
-        umap = importlib.import_module("umap")
+        import umap
     except ImportError as error:
         raise MissingExtraError(
             "UMAP needs an extra package; pip install umap-learn, or use 'pca'"
