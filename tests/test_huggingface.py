@@ -427,9 +427,11 @@ def test_an_adapted_folder_finds_its_base_again(esm2, tmp_path):
     part = Part(["MKV", "MAAG", "MLLK", "MDE"], np.array([0, 1, 0, 1]), Multiclass(("no", "yes")), 1.0, "t")
     adapter = adapt(esm2, [part], rank=2, epochs=1, precision="fp32", pool="mean")
     adapter.save(tmp_path / "mine.safetensors")
-    adapted = load_backbone(tmp_path / "mine.safetensors")
-    assert adapted.name == "mine"
-    assert adapted.fingerprint not in ("", load_backbone(esm2).fingerprint)
+    adapter.save(tmp_path.parent / "above.safetensors")  # from where the base looks like owner/name
+    for path in (tmp_path / "mine.safetensors", tmp_path.parent / "above.safetensors"):
+        adapted = load_backbone(path)
+        assert adapted.name == path.stem
+        assert adapted.fingerprint not in ("", load_backbone(esm2).fingerprint)
 
 
 # Vocabularies
@@ -551,7 +553,7 @@ def test_a_faulty_folder_is_refused_in_a_sentence(t5, fault, tmp_path):
 
 
 ESM_REFUSALS = {
-    "vocabulary": (lambda f: (f / "vocab.txt").write_text("\n".join(sorted(ALPHABET))), "is not that of ESM-2"),
+    "vocabulary": (lambda f: (f / "vocab.txt").write_text("\n".join(ALPHABET[::-1])), "is not that of ESM-2"),
     "positions": (config(position_embedding_type="relative_key"), "relative_key"),
     "folding": (config(is_folding_model=True), "is_folding_model true"),
     "norm": (config(emb_layer_norm_before=True), "disagree on emb_layer_norm_before"),
@@ -605,7 +607,7 @@ def test_shards_that_are_missing_or_elsewhere_are_refused(esm2):
         load_backbone(esm2)
     index.write_bytes(kept)
     (esm2 / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(WeightsError, match="model-00002-of-00002[.]safetensors is missing, one of 2 shards"):
+    with pytest.raises(WeightsError, match=r"model-00002-of-00002[.]safetensors is missing, one of 2 shards"):
         load_backbone(esm2)
     index.write_bytes(kept[:-20])
     with pytest.raises(WeightsError, match="cannot be read"):
@@ -754,6 +756,18 @@ def test_a_folder_that_is_here_is_no_hub_name(tmp_path, monkeypatch):
     assert is_hub_name("models/mine")
     (tmp_path / "models" / "mine").mkdir(parents=True)
     assert not is_hub_name("models/mine")
+
+
+@pytest.mark.parametrize("name", ["compact", "esm2_t6_8M_UR50D"])
+def test_a_folder_does_not_take_the_place_of_a_name(name, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    if name == "compact":
+        assert load_backbone(name).name == name
+        assert verify_backbone(name).known
+    else:
+        with pytest.raises(OfflineError, match=f"bioxfer models download {name}"):
+            load_backbone(name, offline=True)
 
 
 def test_a_name_without_commit_is_refused_until_one_is_pinned(server, esm2):

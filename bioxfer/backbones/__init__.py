@@ -29,7 +29,6 @@ from bioxfer.backbones.hub import (
     SOURCE,
     fetch_model,
     find_folder,
-    is_folder_model,
     is_hub_name,
     list_models,
 )
@@ -56,6 +55,7 @@ __all__ = [
     "find_weights",
     "has_native_bf16",
     "is_backbone_name",
+    "is_folder_model",
     "list_backbones",
     "load_backbone",
     "matrix_dtype",
@@ -258,6 +258,12 @@ def load_backbone(
 def is_backbone_name(text: str) -> bool:
     """Tell whether `load_backbone` knows this as a name and not as a file."""
     return text in (_COMPACT, *_ESM) or is_hub_name(text)
+
+
+def is_folder_model(text: str) -> bool:
+    """Tell whether this names a model of several files: one of the hub, or a folder."""
+    # A folder that happens to be called compact does not take the embedded backbone's place.
+    return text not in (_COMPACT, *_ESM) and (is_hub_name(text) or os.path.isdir(text))
 
 
 def find_weights(name_or_path: str | Path, *, offline: bool = False) -> Path:

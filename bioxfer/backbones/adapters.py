@@ -21,11 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bioxfer.backbones import Backbone, find_weights, is_backbone_name, matrix_dtype, resolve_precision
+from bioxfer.backbones import (
+    Backbone,
+    find_weights,
+    is_backbone_name,
+    is_folder_model,
+    matrix_dtype,
+    resolve_precision,
+)
 from bioxfer.backbones.compact import BOS, EOS, CompactBackbone, CompactModel, read_compact, tokenize
 from bioxfer.backbones.esm import TRAINED_RESIDUES, EsmBackbone, EsmEncoder, tokenize_esm
 from bioxfer.backbones.fairesm import read_esm
-from bioxfer.backbones.hub import find_folder, is_folder_model
+from bioxfer.backbones.hub import find_folder
 from bioxfer.backbones.packing import AdaptedLinear
 from bioxfer.backbones.weights import fingerprint as fingerprint_of
 from bioxfer.errors import FingerprintError, UsageError, WeightsError
@@ -376,9 +383,11 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, folder: 
 
 def _seen_from(folder: Path, file: str) -> str:
     try:
-        return Path(os.path.relpath(file, folder)).as_posix()
+        seen = Path(os.path.relpath(file, folder)).as_posix()
     except ValueError:  # on another drive of Windows
-        return Path(file).name
+        seen = Path(file).name
+    # A folder of models/mine would be read as a name of the hub.
+    return seen if seen.startswith(".") or seen.endswith((".pt", ".safetensors")) else f"./{seen}"
 
 
 def _found_from(folder: Path, noted: str) -> Path:

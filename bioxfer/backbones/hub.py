@@ -45,7 +45,6 @@ __all__ = [
     "fetch_model",
     "find_folder",
     "find_model",
-    "is_folder_model",
     "is_hub_name",
     "list_models",
     "models_folder",
@@ -145,8 +144,9 @@ def find_model(text: str, *, offline: bool = False) -> HubModel:
         revision = _read_pin(models_folder(), name) or _read_main(name)
         if not revision:
             raise UsageError(
-                f"{name} names no commit, and what the hub has under a name changes; run: bioxfer models "
-                f"download {name}, which pins the present one, or give it as {name}@ and its 40 hex digits"
+                f"{name} is no folder here, and as a name of the hub it names no commit, without which it "
+                f"may mean another model tomorrow; run: bioxfer models download {name}, which pins the "
+                f"present one, or give it as {name}@ and its 40 hex digits"
             )
     folder = _place(models_folder(), name, revision)
     if (folder / SOURCE).is_file():
@@ -287,13 +287,8 @@ def check_model(folder: Path) -> list[WeightsCheck]:
     return found
 
 
-def is_folder_model(text: str) -> bool:
-    """Tell whether this names a model of several files: one of the hub, or a folder."""
-    return is_hub_name(text) or os.path.isdir(text)
-
-
 def find_folder(wanted: str, *, offline: bool = False) -> tuple[str | None, Path]:
-    """Find the folder of what `is_folder_model` names, its files checked, and its name if it has one."""
+    """Find the folder of a hub name or a path, its files checked, and its name if it has one."""
     if is_hub_name(wanted):
         model = find_model(wanted, offline=offline)
         return model.label, model.folder

@@ -66,9 +66,9 @@ def show_model(
     """Print the card of a compact backbone or an adapter, or what a model of the hub is, as JSON."""
     import json
 
+    from bioxfer.backbones import is_folder_model
     from bioxfer.backbones.adapters import is_adapter, load_adapter
     from bioxfer.backbones.compact import read_card
-    from bioxfer.backbones.hub import is_folder_model
     from bioxfer.backbones.huggingface import describe_folder
 
     if name == "compact":
@@ -136,8 +136,7 @@ def verify_model(
 ) -> None:
     """Check the weights of a backbone, and print each file, its sha256 and whether that was known before."""
     start_messages(quiet=False)
-    from bioxfer.backbones import verify_backbone
-    from bioxfer.backbones.hub import is_folder_model
+    from bioxfer.backbones import is_folder_model, verify_backbone
     from bioxfer.backbones.huggingface import verify_folder
 
     several = is_folder_model(name) and sha256 is None
