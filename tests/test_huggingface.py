@@ -955,6 +955,31 @@ def test_models_list_show_and_verify_know_it(server, esm2, tmp_path):
     assert checks[f"backbone {NAME}"] == "ok"
 
 
+def test_a_head_finds_the_commit_that_it_was_trained_on(server, t5, tmp_path, monkeypatch):
+    monkeypatch.setattr("bioxfer.solvers.PENALTIES", (0.1, 0.01))
+    monkeypatch.setenv("BIOXFER_MIRRORS", server.url)
+    records = proteins(40)
+    (tmp_path / "t.csv").write_text(table(records, "id", "sequence", "label"))
+    (tmp_path / "in.fasta").write_text(fasta(records[:4]))
+    first = server.publish(t5)
+    run("models", "download", NAME)
+    head = tmp_path / "h.safetensors"
+    trained = run(
+        *("train", tmp_path / "t.csv", "-o", head, "--model", NAME),
+        *("--head", "linear", "--cluster-by", "kmer"),
+    )
+    assert trained.code == 0, trained.err
+    change_weights(t5, lambda tensors: tensors["shared.weight"].add_(0.01))
+    second = server.publish(t5)
+    run("models", "download", NAME)
+    predicted = run("predict", tmp_path / "in.fasta", "-o", tmp_path / "o.csv", "--head", head, "--offline")
+    assert predicted.code == 0, predicted.err
+    arguments = ("--head", head, "--model", f"{NAME}@{second}")
+    refused = run("predict", tmp_path / "in.fasta", "-o", tmp_path / "p.csv", *arguments)
+    assert refused.code == 3
+    assert f"{NAME}@{first}" in one_sentence(refused.err)
+
+
 def test_into_another_folder_leaves_the_cache_alone(server, esm2, tmp_path):
     commit = server.publish(esm2)
     folder = download_backbone(NAME, into=tmp_path / "mine")

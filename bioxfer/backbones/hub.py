@@ -209,7 +209,7 @@ def fetch_model(
             log.warning("%s; fetching it again", damage)
     if is_offline(offline):
         raise OfflineError(
-            f"{text} is not in {root} and the network is forbidden; where it is allowed, run: bioxfer models "
+            f"{text} is not in {root}, and no network is used here; where it is allowed, run: bioxfer models "
             f"download {text}"
         )
     hubs = [place.rstrip("/") for place in downloads.mirrors(base_url, publisher=HUB) if "://" in place]
@@ -399,7 +399,8 @@ def _git_hash(data: bytes) -> str:
 
 
 def _ask_commit(hubs: Sequence[str], name: str, revision: str) -> str:
-    answer = _ask(hubs, f"api/models/{name}/revision/{revision or 'main'}", what=name)
+    what = f"{name}@{revision}" if revision else name
+    answer = _ask(hubs, f"api/models/{name}/revision/{revision or 'main'}", what=what)
     found = answer.get("sha") if isinstance(answer, dict) else None
     if not isinstance(found, str) or not _is_commit(found):
         raise WeightsError(f"{name}: the hub did not say what its present commit is; try later")
@@ -411,7 +412,7 @@ def _ask_commit(hubs: Sequence[str], name: str, revision: str) -> str:
 
 
 def _ask_files(hubs: Sequence[str], name: str, commit: str) -> dict[str, _File]:
-    answer = _ask(hubs, f"api/models/{name}/tree/{commit}", what=name)
+    answer = _ask(hubs, f"api/models/{name}/tree/{commit}", what=f"{name}@{commit}")
     files = {}
     try:
         for entry in answer:
@@ -517,7 +518,7 @@ def _get(places: Sequence[str], *, what: str, check: Callable[[bytes], str]) -> 
             if not complaints[place]:
                 return data
     told = "; ".join(f"{urllib.parse.urlsplit(place).netloc}: {said}" for place, said in complaints.items())
-    raise WeightsError(f"{what} could not be fetched ({told}); check the name, or try later")
+    raise WeightsError(f"{what} could not be fetched ({told}); check the name and its commit, or try later")
 
 
 class _RefusalError(Exception):
