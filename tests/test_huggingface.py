@@ -447,11 +447,18 @@ def test_spiece_and_json_say_the_same(t5, tmp_path):
     assert load_backbone(t5).fingerprint == before
 
 
-def test_a_prefix_that_names_the_task_is_given(t5):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", {"<AA2fold>": 28, "<fold2AA>": 29}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"28": {"content": "<AA2fold>"}}}),
+    ],
+)
+def test_a_prefix_that_names_the_task_is_given(t5, file, content):
     plain = load_backbone(t5)
     (t5 / "tokenizer.json").unlink()
     (t5 / "spiece.model").write_bytes(spiece(T5_TOKENS))
-    write_json(t5 / "added_tokens.json", {"<AA2fold>": 28, "<fold2AA>": 29})
+    write_json(t5 / file, content)
     prefixed = load_backbone(t5)
     assert (plain.has_start, prefixed.has_start) == (False, True)
     assert prefixed.fingerprint != plain.fingerprint
@@ -528,7 +535,11 @@ REFUSALS = {
     ),
     "integers": (
         weights(lambda t: t.update({"shared.weight": t["shared.weight"].int()})),
-        "not numbers with a point",
+        "shared.weight is no array of float32, float16, bfloat16 or float64 numbers (but torch.int32)",
+    ),
+    "quarter precision": (
+        weights(lambda t: t.update({"shared.weight": t["shared.weight"].to(torch.float8_e4m3fn)})),
+        "(but torch.float8_e4m3fn); take a model that is not quantised",
     ),
     "a bias": (
         weights(lambda t: t.update({"encoder.block.0.bias": torch.zeros(32)})),
@@ -593,6 +604,15 @@ def test_f31_a_pickle_is_refused_and_not_run(t5, tmp_path):
     with pytest.raises(WeightsError, match="refused, it is damaged or holds more than tensors"):
         load_backbone(t5)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("forge", [lambda t: torch.zeros(1, 1).expand(t.shape), torch.Tensor.to_sparse])
+def test_a_checkpoint_of_more_numbers_than_it_holds_is_refused(t5, forge):
+    tensors = load_file(t5 / "model.safetensors")
+    (t5 / "model.safetensors").unlink()
+    torch.save(tensors | {"shared.weight": forge(tensors["shared.weight"])}, t5 / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"shared\.weight is no array of float32"):
+        load_backbone(t5)
 
 
 def test_shards_that_are_missing_or_elsewhere_are_refused(esm2):

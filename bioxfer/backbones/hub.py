@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from bioxfer.backbones import downloads
-from bioxfer.backbones.vocabulary import TOKENIZER_FILES
+from bioxfer.backbones.vocabulary import ADDED_FILES, TOKENIZER_FILES
 from bioxfer.backbones.weights import WeightsCheck, hub_folder, is_offline, sha256_of
 from bioxfer.errors import OfflineError, OutputError, UsageError, WeightsError
 from bioxfer.machine import expand_home
@@ -60,7 +60,7 @@ _PIN = "pinned"
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
 # The hub has no -- and no .. in names, which so can be written as folders.
 _NAME = re.compile(rf"(?![^@]*(?:--|\.\.))({_PART}/{_PART})(?:@(.*))?", re.DOTALL)
-TEXTS = ("config.json", *TOKENIZER_FILES, "added_tokens.json")
+TEXTS = ("config.json", *TOKENIZER_FILES, *ADDED_FILES)
 """Files that are read beside the weights."""
 
 _SMALL = 64 << 20  # bytes of a file that is no weights; a vocabulary has some kilobytes

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from bioxfer.backbones.fairesm import read_restricted
+from bioxfer.backbones.fairesm import is_plain, read_restricted
 from bioxfer.backbones.weights import check_weights
 from bioxfer.errors import WeightsError
 from bioxfer.metadata import parse_metadata
@@ -26,6 +27,7 @@ MODEL_TYPES = ("esm", "t5", "esmc")
 WIDEST = 1 << 20
 """The largest whole number that is taken from a config."""
 
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are looked for
 
 
@@ -171,9 +173,10 @@ class ModelWeights(Mapping[str, Tensor]):
         if name not in self._readers:
             raise WeightsError(f"{self.place}: lacks the weights {name}; it is not whole")
         found = self._readers[name]()
-        if not found.is_floating_point() and not name.endswith("position_ids"):
+        if found.dtype not in _NUMBERS or not is_plain(found):
             raise WeightsError(
-                f"{self.place}: {name} are {found.dtype}, not numbers with a point; it is damaged"
+                f"{self.place}: {name} is no array of float32, float16, bfloat16 or float64 numbers (but "
+                f"{found.dtype}); take a model that is not quantised"
             )
         return found
 

@@ -19,10 +19,13 @@ import numpy.typing as npt
 
 from bioxfer.errors import SequenceError, WeightsError
 
-__all__ = ["TOKENIZER_FILES", "ResidueTokens", "find_residues", "read_vocabulary"]
+__all__ = ["ADDED_FILES", "TOKENIZER_FILES", "ResidueTokens", "find_residues", "read_vocabulary"]
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.txt")
 """Files that hold a vocabulary, in the order in which they are looked for."""
+
+ADDED_FILES = ("tokenizer_config.json", "added_tokens.json")
+"""Files that may add tokens to those of all but the first."""
 
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 RARE = "UZOB"
@@ -142,7 +145,7 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
     Parameters
     ----------
     folder : Path
-        Holds one of `TOKENIZER_FILES`, and perhaps ``added_tokens.json``.
+        Holds one of `TOKENIZER_FILES`, and perhaps some of `ADDED_FILES`.
 
     Raises
     ------
@@ -158,8 +161,11 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
         )
     try:
         found = readers[path.name](_read_file(path))
-        if path.name != "tokenizer.json" and (more := folder / "added_tokens.json").is_file():
-            found |= _numbered(json.loads(_read_file(more)))
+        if path.name == "tokenizer.json":
+            return found
+        for name, reader in _ADDED.items():
+            if (path := folder / name).is_file():
+                found |= reader(_read_file(path))
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise WeightsError(
@@ -194,6 +200,19 @@ def _read_json(data: bytes) -> dict[str, int]:
 
 def _read_lines(data: bytes) -> dict[str, int]:
     return {token: number for number, token in enumerate(data.decode().split())}
+
+
+def _read_added(data: bytes) -> dict[str, int]:
+    return _numbered(json.loads(data))
+
+
+def _read_settings(data: bytes) -> dict[str, int]:
+    """Read the tokens that a ``tokenizer_config.json`` adds."""
+    added = json.loads(data).get("added_tokens_decoder") or {}
+    return _numbered({token["content"]: int(number) for number, token in added.items()})
+
+
+_ADDED = dict(zip(ADDED_FILES, (_read_settings, _read_added), strict=True))
 
 
 def _read_pieces(data: bytes) -> dict[str, int]:
