@@ -478,6 +478,12 @@ def test_contract_2_tokens_equal_residues(sequence):
     assert [T5_TOKENS[number] for number in found] == [*expected, "</s>"]
 
 
+def test_two_residues_of_one_token_are_refused():
+    vocabulary = {token: n for n, token in enumerate(T5_TOKENS)} | {"▁W": T5_TOKENS.index("▁A")}
+    with pytest.raises(WeightsError, match="toy: its vocabulary gives one token to several residues"):
+        find_residues(vocabulary, size=32, after=("</s>",), place="toy")
+
+
 @pytest.mark.parametrize("odd", ["m", "J", "<", "Ä", " "])
 def test_what_is_no_residue_is_refused(t5, odd):
     with pytest.raises(SequenceError, match="is no residue of this model's vocabulary"):
