@@ -42,6 +42,7 @@ logger = logging.getLogger("bioxfer")
 PART_RECORDS = 5000
 """Records of a part, if nothing else is asked for."""
 
+_PATIENCE = 10  # seconds until a cluster must have answered
 _TRIES = 3  # times that a part is begun; one that ends its worker each time would do so for ever
 _STORE = 100 * 2**20  # bytes of Ray's shared memory; it holds nothing but numbers of parts
 _LONGEST = 40  # characters of a temporary folder; Ray's sockets lie in it, whose names end at 107
@@ -365,16 +366,26 @@ def _cluster(
                     **quiet,
                 )
             else:
+                _knock(address)
                 stack.callback(ray.shutdown)
                 ray.init(address=address, **quiet)
                 size, threads = _share(ray, job, workers, parts)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (ConnectionError, RuntimeError, ValueError, OverflowError, OSError) as error:
             here = "a Ray cluster cannot be started here"
             where = here if address is None else f"there is no Ray cluster at {address}"
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WorkerError(f"{where} ({said}); see ray.io, or make parts with --shard") from error
         restore_signals()
         yield size, threads
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens there: where nobody does, Ray waits for minutes and ends without a word."""
+    import socket
+
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isascii() and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
 
 
 def _share(ray: Any, job: Job, workers: int | None, parts: int) -> tuple[int, int]:

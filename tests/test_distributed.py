@@ -351,9 +351,20 @@ def test_a_cluster_that_is_not_there_is_one_sentence(bench, stub, monkeypatch):
         raise ConnectionError("nobody answers\nat all")
 
     monkeypatch.setattr(stub, "init", fail)
-    ended = bench.embed(bench.fasta, "--distributed", "--ray-address", "10.0.0.1:6379")
+    ended = bench.embed(bench.fasta, "--distributed", "--ray-address", "auto")
     assert ended.code == 3
-    assert "there is no Ray cluster at 10.0.0.1:6379 (nobody answers)" in one_sentence(ended.err)
+    assert "there is no Ray cluster at auto (nobody answers)" in one_sentence(ended.err)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nobody_listens_is_one_sentence_at_once(bench, stub, address):
+    with socket.socket() as taken:  # bound and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = address.format(taken.getsockname()[1])
+        ended = bench.embed(bench.fasta, "--distributed", "--ray-address", address)
+    assert ended.code == 3
+    assert f"there is no Ray cluster at {address} (" in one_sentence(ended.err)
+    assert "refused" in ended.err
 
 
 @pytest.mark.parametrize(

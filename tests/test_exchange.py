@@ -245,13 +245,15 @@ def test_anndata_reads_it_and_what_it_writes_is_read_again(tmp_path):
     np.testing.assert_array_equal(found.X, read_embeddings(path).vectors)
     good = found[found.obs["status"] == "ok", ["mean_0", "max_2"]]
     assert good.shape == (len(PLAIN) - 1, 2)
+    given_[0].record = SequenceRecord("a", "", origin=Origin("chr", "+", 1, 9, 1, 11))
+    traced = anndata.read_h5ad(store(tmp_path / "o.h5ad", given_, origins=True))
+    assert traced.obs["start"].tolist()[0] == 1
+    assert traced.obs["start"].isna().tolist() == [False] + [True] * (len(PLAIN) - 1)
+    if int(pd.__version__.split(".")[0]) >= 3:
+        pytest.skip("anndata 0.12 reads with pandas 3 but cannot write")
     found.write_h5ad(tmp_path / "again.h5ad")  # where texts become categories
     same(read_embeddings(tmp_path / "again.h5ad"), given_)
-    given_[0].record = SequenceRecord("a", "", origin=Origin("chr", "+", 1, 9, 1, 11))
-    found = anndata.read_h5ad(store(tmp_path / "o.h5ad", given_, origins=True))
-    assert found.obs["start"].tolist()[0] == 1
-    assert found.obs["start"].isna().tolist() == [False] + [True] * (len(PLAIN) - 1)
-    found.write_h5ad(tmp_path / "again.h5ad")
+    traced.write_h5ad(tmp_path / "again.h5ad")
     with open_embeddings(tmp_path / "again.h5ad") as stored:
         assert next(stored.rows()).record.origin == Origin("chr", "+", 1, 9, 1, 11)
 
