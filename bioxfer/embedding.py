@@ -257,10 +257,16 @@ def make_engine(
             f"an overlap of {overlap} does not suit windows of {backbone.window} residues; "
             f"choose 0 to {backbone.window // 2}"
         )
+    parts = tuple(dict.fromkeys(part for pool in pools for part in parse_pool(pool)))
+    if "cls" in parts and not getattr(backbone, "has_start", True):
+        raise UsageError(
+            f"{backbone.name} has no token before the first residue that the pooling cls could read; choose "
+            "mean, max, start or end"
+        )
     return Engine(
         backbone=backbone,
         layer=resolve_layer(backbone, layer),
-        pools=tuple(dict.fromkeys(part for pool in pools for part in parse_pool(pool))),
+        pools=parts,
         per_residue=per_residue,
         overlap=overlap,
         batch_tokens=batch_tokens or (GPU_BATCH_TOKENS if on_gpu(backbone) else BATCH_TOKENS),
@@ -466,6 +472,7 @@ def _prepare(
 ) -> Generator[tuple[EmbeddedRecord, str], None, None]:
     """Clean each record; beside its row stand the residues to represent, or nothing if it is skipped."""
     window = engine.backbone.window
+    as_x = getattr(engine.backbone, "reads_as_x", "")
     warned = False
     for record in records:
         clean = clean_protein(record, on_invalid=on_invalid, degap=degap)
@@ -499,6 +506,8 @@ def _prepare(
             starts = engine.starts(used)
             shared = min(before + window - after for before, after in pairwise(starts))
             notes.append(f"windowed: {len(starts)} windows of {window}, overlap {shared}")
+        if rare := sum(map(used.count, as_x)):
+            notes.append(f"{rare} of {' '.join(as_x)} read as X by the model")
         yield EmbeddedRecord(record, length, status, "; ".join(notes), sequence=clean.residues), used
 
 

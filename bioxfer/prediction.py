@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bioxfer.backbones import Backbone, list_backbones, load_backbone
+from bioxfer.backbones import Backbone, is_backbone_name, load_backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.embedding import (
     EmbeddedRecord,
@@ -164,7 +164,7 @@ def name_backbone(head: Head) -> str:
     UnknownModelError
         If it has no such name, since the head was trained on weights of the user's own.
     """
-    if head.backbone not in {info.name for info in list_backbones()}:
+    if not is_backbone_name(head.backbone):
         raise UnknownModelError(
             f"head {head.name!r} was trained on weights called {head.backbone!r}; "
             "give them with --model FILE (in Python, model=FILE)"

@@ -118,6 +118,8 @@ HEAVY = {
     "esm",
     "matplotlib",
     "ray",
+    "transformers",
+    "huggingface_hub",
 }
 LIGHT_ROOMS = {"cli", "io", "output", "lines", "sequences", "errors", "cache", "doctor", "machine"}
 

@@ -397,7 +397,7 @@ def test_a_redirect_is_followed_to_http_and_from_https_never_back(hub, publisher
         if follows:
             assert downloads._Redirects().redirect_request(asked, None, 302, "", {}, place) is not None
         else:
-            with pytest.raises(downloads._RefusedError, match="will not follow"):
+            with pytest.raises(downloads.RefusedError, match="will not follow"):
                 downloads._Redirects().redirect_request(asked, None, 302, "", {}, place)
 
 

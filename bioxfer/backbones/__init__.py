@@ -1,8 +1,10 @@
 """Backbones: protein language models that turn residues into vectors.
 
 A backbone is anything that fits the `Backbone` protocol. `load_backbone` knows
-the embedded one (``compact``) and the ESM-1b, ESM-1v and ESM-2 families by
-their fair-esm names; `list_backbones` says which of them are at hand.
+the embedded one (``compact``), the ESM-1b, ESM-1v and ESM-2 families by their
+fair-esm names, and ESM, ProtT5, Ankh and ESM-C by their names on the Hugging
+Face hub (`bioxfer.backbones.hub`) or as folders; `list_backbones` says which of
+them are at hand.
 
 >>> from bioxfer.backbones import list_backbones
 >>> [info.name for info in list_backbones() if info.family == "ESM-2"][:2]
@@ -23,6 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from bioxfer.backbones.downloads import fetch_weights, mirrors
+from bioxfer.backbones.hub import (
+    SOURCE,
+    fetch_model,
+    find_folder,
+    is_hub_name,
+    list_models,
+)
 from bioxfer.backbones.weights import (
     WeightsCheck,
     check_weights,
@@ -46,6 +55,7 @@ __all__ = [
     "find_weights",
     "has_native_bf16",
     "is_backbone_name",
+    "is_folder_model",
     "list_backbones",
     "load_backbone",
     "matrix_dtype",
@@ -131,13 +141,13 @@ class BackboneInfo:
     name : str
         Name to load it by.
     family : str
-        ``compact``, ``ESM-1b``, ``ESM-1v`` or ``ESM-2``.
+        ``compact``, ``ESM-1b``, ``ESM-1v``, ``ESM-2``; or ``ESM``, ``T5``, ``ESM-C`` of the hub.
     layers : int
         Number of transformer blocks.
     dim : int
         Width of a residue's vector.
-    parameters : int
-        Number of weights.
+    parameters : int or None
+        Number of weights; None where the files would have to be read for it.
     where : {"embedded", "cached", "not here"}
         In the package, in torch.hub's cache folder, or to be downloaded first.
     size : int or None
@@ -148,7 +158,7 @@ class BackboneInfo:
     family: str
     layers: int
     dim: int
-    parameters: int
+    parameters: int | None
     where: Literal["embedded", "cached", "not here"]
     size: int | None
 
@@ -188,8 +198,10 @@ def load_backbone(
     name_or_path : str or Path
         ``compact``, a fair-esm name such as ``esm2_t6_8M_UR50D``, a fair-esm
         checkpoint (``.pt``), weights that `bioxfer.pretrain` made, or an adapter
-        of `bioxfer.lora` (both ``.safetensors``). ESM weights that are not in
-        torch.hub's cache folder are downloaded to it, see `download_backbone`.
+        of `bioxfer.lora` (both ``.safetensors``); a name of the Hugging Face hub,
+        ``owner/name@COMMIT``, or without the commit where one is pinned; or a
+        folder that holds such a model. What is not in torch.hub's cache folder is
+        downloaded to it, see `download_backbone`.
     precision : {"fp32", "bf16", "fp16", "auto"}, optional
         Type of the matrices, see `resolve_precision`.
     device : str, optional
@@ -217,6 +229,11 @@ def load_backbone(
     resolved = resolve_precision(precision, device=device)
     if threads is not None:
         _set_threads(threads)
+    if is_folder_model(wanted):
+        from bioxfer.backbones.huggingface import load_folder
+
+        name, folder = find_folder(wanted, offline=offline)
+        return load_folder(folder, name=name, precision=resolved, device=device)
     record = record_of(Path(wanted))
     recorded = is_backbone_name(wanted) or record.exists()
     path = find_weights(wanted, offline=offline)
@@ -240,7 +257,13 @@ def load_backbone(
 
 def is_backbone_name(text: str) -> bool:
     """Tell whether `load_backbone` knows this as a name and not as a file."""
-    return text in (_COMPACT, *_ESM)
+    return text in (_COMPACT, *_ESM) or is_hub_name(text)
+
+
+def is_folder_model(text: str) -> bool:
+    """Tell whether this names a model of several files: one of the hub, or a folder."""
+    # A folder that happens to be called compact does not take the embedded backbone's place.
+    return text not in (_COMPACT, *_ESM) and (is_hub_name(text) or os.path.isdir(text))
 
 
 def find_weights(name_or_path: str | Path, *, offline: bool = False) -> Path:
@@ -255,7 +278,7 @@ def find_weights(name_or_path: str | Path, *, offline: bool = False) -> Path:
 
 def list_backbones() -> list[BackboneInfo]:
     """List the backbones that have a name, and say which are at hand."""
-    return [*_list_embedded(), *_list_esm()]
+    return [*_list_embedded(), *_list_esm(), *_list_hub()]
 
 
 def download_backbone(
@@ -276,7 +299,7 @@ def download_backbone(
     Parameters
     ----------
     name : str
-        Name of the backbone.
+        Name of the backbone. One of the hub without a commit is pinned to the present one.
     into : str or Path, optional
         Folder for the weights; torch.hub's cache folder, which fair-esm
         shares, if not given.
@@ -285,7 +308,8 @@ def download_backbone(
     base_url : str or sequence of str, optional
         Folders that hold ``NAME.pt``, tried in turn: web addresses, or paths of
         this machine. If not given, those of ``BIOXFER_MIRRORS``, separated by
-        commas, and then the publisher's.
+        commas, and then the publisher's. For a name of the hub, web addresses that
+        answer as it does.
     sha256 : str, optional
         The hash that the file must have, for those who know it.
     progress : callable, optional
@@ -294,7 +318,7 @@ def download_backbone(
     Returns
     -------
     Path
-        The weights file.
+        The weights file, or the folder of a model of the hub.
 
     Raises
     ------
@@ -311,6 +335,13 @@ def download_backbone(
         from bioxfer.backbones.compact import COMPACT_WEIGHTS
 
         return COMPACT_WEIGHTS
+    places = [base_url] if isinstance(base_url, str) else list(base_url)
+    if is_hub_name(name):
+        if sha256 is not None:
+            raise UsageError(
+                "a model of the hub has several files, whose hashes the hub states; give its commit"
+            )
+        return fetch_model(name, into=into, offline=offline, base_url=places, progress=progress).folder
     if name not in _ESM:
         raise _unknown(name)
     target = Path(into if into is not None else hub_folder()) / f"{name}.pt"
@@ -321,8 +352,7 @@ def download_backbone(
             if is_offline(offline):
                 raise
             log.warning("%s; fetching it again", damage)
-    folders = mirrors([base_url] if isinstance(base_url, str) else base_url)
-    places = [f"{folder.rstrip('/')}/{target.name}" for folder in folders]
+    places = [f"{folder.rstrip('/')}/{target.name}" for folder in mirrors(places)]
     return fetch_weights(places, target, sha256=sha256, offline=offline, progress=progress).path
 
 
@@ -339,7 +369,8 @@ def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> W
     Returns
     -------
     WeightsCheck
-        The file, its hash, and whether there was one to hold it against.
+        The file, its hash, and whether there was one to hold it against; the last
+        one of a model of several files.
 
     Raises
     ------
@@ -350,6 +381,8 @@ def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> W
     """
     wanted = os.fspath(name_or_path)
     _check_known(wanted)
+    if is_folder_model(wanted):
+        return _verify_folder(wanted, sha256=sha256)
     if wanted in _ESM:
         path = hub_folder() / f"{wanted}.pt"
         if not path.is_file():
@@ -378,6 +411,14 @@ def verify_backbone(name_or_path: str | Path, *, sha256: str | None = None) -> W
             f"{path}: sha256 is {found}, and the package came with another; install bioxfer again"
         )
     return WeightsCheck(path=path, sha256=found, known=True)
+
+
+def _verify_folder(wanted: str, *, sha256: str | None) -> WeightsCheck:
+    from bioxfer.backbones.huggingface import verify_folder
+
+    if sha256 is not None:
+        raise UsageError(f"{wanted} has several files, whose hashes are in its {SOURCE}; leave --sha256 out")
+    return verify_folder(wanted)[-1]
 
 
 def resolve_precision(precision: str, *, device: str = "cpu") -> Literal["fp32", "bf16", "fp16"]:
@@ -462,8 +503,9 @@ def _set_threads(threads: int) -> None:
 
 
 def _check_known(wanted: str) -> None:
-    if not is_backbone_name(wanted) and not wanted.endswith((".pt", ".safetensors")):
-        raise _unknown(wanted)
+    if is_backbone_name(wanted) or wanted.endswith((".pt", ".safetensors")) or os.path.isdir(wanted):
+        return
+    raise _unknown(wanted)
 
 
 def _unknown(name: str) -> UnknownModelError:
@@ -472,7 +514,8 @@ def _unknown(name: str) -> UnknownModelError:
     hint = f"did you mean {close[0]}? There are" if close else "there are"
     return UnknownModelError(
         f"backbone {name!r} does not exist; {hint} {', '.join(names)}, "
-        f"and files that end in .pt (fair-esm) or .safetensors (bioxfer)"
+        f"files that end in .pt (fair-esm) or .safetensors (bioxfer), and models of the Hugging Face hub, as "
+        f"owner/name@COMMIT or a folder"
     )
 
 
@@ -504,6 +547,24 @@ def _list_embedded() -> list[BackboneInfo]:
             size=COMPACT_WEIGHTS.stat().st_size,
         )
     ]
+
+
+def _list_hub() -> list[BackboneInfo]:
+    models, infos = list_models(), []
+    if models:  # to read them takes torch
+        from bioxfer.backbones.huggingface import summarize
+    for model in models:
+        try:
+            told = summarize(model.folder)
+        except WeightsError as error:
+            log.warning("%s", error)
+            continue
+        size = sum(file.stat().st_size for file in model.folder.iterdir() if file.is_file())
+        name = model.name if model.pinned else model.label
+        infos.append(
+            BackboneInfo(name, told.family, told.layers, told.dim, told.parameters, where="cached", size=size)
+        )
+    return infos
 
 
 def _list_esm() -> list[BackboneInfo]:

@@ -21,10 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bioxfer.backbones import Backbone, find_weights, is_backbone_name, matrix_dtype, resolve_precision
+from bioxfer.backbones import (
+    Backbone,
+    find_weights,
+    is_backbone_name,
+    is_folder_model,
+    matrix_dtype,
+    resolve_precision,
+)
 from bioxfer.backbones.compact import BOS, EOS, CompactBackbone, CompactModel, read_compact, tokenize
 from bioxfer.backbones.esm import TRAINED_RESIDUES, EsmBackbone, EsmEncoder, tokenize_esm
 from bioxfer.backbones.fairesm import read_esm
+from bioxfer.backbones.hub import find_folder
 from bioxfer.backbones.packing import AdaptedLinear
 from bioxfer.backbones.weights import fingerprint as fingerprint_of
 from bioxfer.errors import FingerprintError, UsageError, WeightsError
@@ -137,6 +145,13 @@ def read_base(name_or_path: str | os.PathLike[str], *, offline: bool = False) ->
         As `load_backbone` raises.
     """
     source = os.fspath(name_or_path)
+    if is_folder_model(source):
+        from bioxfer.backbones.huggingface import read_esm_folder
+
+        name, folder = find_folder(source, offline=offline)
+        encoder, fingerprint = read_esm_folder(folder)
+        # By its commit, since what the bare name means may change.
+        return BaseModel(encoder, name or source, name or folder.resolve().name, fingerprint, tokenize_esm)
     path = find_weights(source, offline=offline)
     if path.suffix != ".safetensors":
         encoder, fingerprint = read_esm(path)
@@ -335,7 +350,7 @@ def load_adapted(
         The base is another one than the adapter was trained on.
     """
     adapter = load_adapter(path)
-    if not is_backbone_name(adapter.base) and not Path(adapter.base).is_file():
+    if not is_backbone_name(adapter.base) and not Path(adapter.base).exists():
         raise WeightsError(f"{path}: its base {Path(adapter.base).name} is not beside it; put it there")
     return adapter.backbone(name=Path(path).stem, precision=precision, device=device, offline=offline)
 
@@ -368,15 +383,17 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, folder: 
 
 def _seen_from(folder: Path, file: str) -> str:
     try:
-        return Path(os.path.relpath(file, folder)).as_posix()
+        seen = Path(os.path.relpath(file, folder)).as_posix()
     except ValueError:  # on another drive of Windows
-        return Path(file).name
+        seen = Path(file).name
+    # A folder of models/mine would be read as a name of the hub.
+    return seen if seen.startswith(".") or seen.endswith((".pt", ".safetensors")) else f"./{seen}"
 
 
 def _found_from(folder: Path, noted: str) -> Path:
     """Where a base is: at its noted place, or beside the adapter if both were moved."""
     place = folder / noted
-    return place if place.is_file() else folder / Path(noted).name
+    return place if place.exists() else folder / Path(noted).name
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -43,14 +43,25 @@ from bioxfer.backbones.weights import (
 from bioxfer.errors import OfflineError, OutputError, UsageError, WeightsError
 from bioxfer.machine import expand_home
 
-__all__ = ["fetch_weights", "mirrors", "part_of", "without_secrets"]
+__all__ = [
+    "ATTEMPTS",
+    "PAUSE",
+    "TEMPORARY",
+    "TIMEOUT",
+    "RefusedError",
+    "fetch_weights",
+    "mirrors",
+    "opener",
+    "part_of",
+    "without_secrets",
+]
 
 ATTEMPTS = 3  # rounds over all places
 PAUSE = 1.0  # seconds before the second round, twice as many before the third
 TIMEOUT = 60.0  # seconds of silence on the connection
 SLOWEST = 1024  # bytes a second, over a minute; 30 MB, the smallest model, would take eight hours
 LARGEST = 64 << 30  # bytes; fair-esm's largest, of 15 billion float32 numbers, is smaller
-_TEMPORARY = (408, 425, 429)  # answers below 500 that another time may mend
+TEMPORARY = (408, 425, 429)  # answers below 500 that another time may mend
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -62,13 +73,15 @@ Progress = Callable[[int, int | None], None]
 log = logging.getLogger("bioxfer")
 
 
-def mirrors(given: Sequence[str] = ()) -> list[str]:
+def mirrors(given: Sequence[str] = (), *, publisher: str = PUBLISHER) -> list[str]:
     """List the folders that weights are fetched from, in the order in which they are tried.
 
     Parameters
     ----------
     given : sequence of str, optional
         Web addresses, or folders of this machine. If there are any, they are all.
+    publisher : str, optional
+        Where the model is published.
 
     Returns
     -------
@@ -81,7 +94,7 @@ def mirrors(given: Sequence[str] = ()) -> list[str]:
         If one is neither a plain http or https address nor a path.
     """
     listed = [part.strip() for part in os.environ.get("BIOXFER_MIRRORS", "").split(",")]
-    found = list(given) or [*filter(None, listed), PUBLISHER]
+    found = list(given) or [*filter(None, listed), publisher]
     for place in found:
         _check_place(place)
     return list(dict.fromkeys(found))
@@ -163,11 +176,11 @@ class _BrokenTransferError(Exception):
     """The connection failed; what has arrived is good as far as it goes."""
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The place will not give the file, however often it is asked."""
 
 
-class _NoRoomError(_RefusedError):
+class _NoRoomError(RefusedError):
     """What the place announces is more than the disk has room for."""
 
 
@@ -340,7 +353,7 @@ def _fetch_checked(
         for place in tuple(left):
             try:
                 _transfer(place, part, progress=progress)
-            except _RefusedError as refusal:
+            except RefusedError as refusal:
                 complaints[place] = str(refusal)
                 left.remove(place)
                 if isinstance(refusal, _NoRoomError):
@@ -390,7 +403,7 @@ def _transfer(place: str, part: _Part, *, progress: Progress | None) -> None:
         total = os.fstat(source.fileno()).st_size
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise _RefusedError(f"the file cannot be read ({reason})") from error
+        raise RefusedError(f"the file cannot be read ({reason})") from error
     with source:
         part.begin(place, "")
         _append(source.read, part.file, total=total, progress=progress)
@@ -404,7 +417,7 @@ def _download(url: str, part: _Part, *, progress: Progress | None) -> None:
         if part.etag and part.place == url:
             headers["If-Range"] = part.etag  # the rest of that version, or all of the new one
     try:
-        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = opener().open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         told = f"the server answered {error.code} {error.reason}"
@@ -413,8 +426,8 @@ def _download(url: str, part: _Part, *, progress: Progress | None) -> None:
             if not part.is_version(url, error.headers.get("ETag", "")):
                 part.patch()
             return
-        if 300 <= error.code < 500 and error.code not in (*_TEMPORARY, 416):
-            raise _RefusedError(told) from error
+        if 300 <= error.code < 500 and error.code not in (*TEMPORARY, 416):
+            raise RefusedError(told) from error
         if error.code == 416:  # the range lies beyond the file's end: this is another file
             part.begin("", "")
         raise _BrokenTransferError(told) from error
@@ -427,7 +440,7 @@ def _download(url: str, part: _Part, *, progress: Progress | None) -> None:
     with response:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding.lower() != "identity":
-            raise _RefusedError(f"the server sent it packed by {encoding}, which was not asked for")
+            raise RefusedError(f"the server sent it packed by {encoding}, which was not asked for")
         first, total = _read_extent(response)
         if response.status == 206 and first != have:
             part.begin("", "")
@@ -462,7 +475,7 @@ def _check_room(part: _Part, total: int | None, *, kept: int) -> None:
     if total is None:
         return
     if total > LARGEST:
-        raise _RefusedError(f"the server announced {total} bytes, more than any model has")
+        raise RefusedError(f"the server announced {total} bytes, more than any model has")
     replaced = part.file.seek(0, os.SEEK_END) - kept
     free = shutil.disk_usage(part.path.parent).free + replaced
     if total - kept > free:
@@ -481,7 +494,7 @@ def _append(
         if have > LARGEST:
             file.seek(0)
             file.truncate()
-            raise _RefusedError(f"more than {LARGEST} bytes came, more than any model has")
+            raise RefusedError(f"more than {LARGEST} bytes came, more than any model has")
         if progress is not None:
             progress(have, total)
         waited = time.monotonic() - since
@@ -536,13 +549,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         allowed = ("https",) if req.type == "https" else ("http", "https")
         if urllib.parse.urlsplit(newurl).scheme not in allowed:
-            raise _RefusedError(
+            raise RefusedError(
                 f"the server points to {without_secrets(newurl)!r}, where this will not follow"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def opener() -> urllib.request.OpenerDirector:
     """Open http and https, and nothing else that urllib could: no file, no ftp, no data."""
     opener = urllib.request.OpenerDirector()
     for handler in (

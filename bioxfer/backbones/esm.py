@@ -51,6 +51,7 @@ _TOKEN_OF_BYTE[np.frombuffer(RESIDUES.encode(), dtype=np.uint8)] = [ALPHABET.ind
 TRAINED_RESIDUES = 1022
 # Share of tokens that were <mask> in training: 15 % chosen, 80 % of those masked (Rives et al. 2021).
 TRAINED_MASK_RATIO = 0.15 * 0.8
+NORM_EPS = 1e-5  # torch's own, which fair-esm leaves as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class EsmConfig:
         Whether a norm stands between embedding and first block.
     token_dropout : bool
         Whether the embedding is rescaled by the share of masked tokens.
+    norm_eps : float
+        What the norms add to the variance.
     """
 
     layers: int
@@ -82,6 +85,7 @@ class EsmConfig:
     max_tokens: int | None
     norm_embedding: bool
     token_dropout: bool
+    norm_eps: float = NORM_EPS
 
 
 class EsmBlock(nn.Module):
@@ -92,10 +96,10 @@ class EsmBlock(nn.Module):
         width = config.width
         self.heads = config.heads
         self.products: dict[str, Product] = {}
-        self.norm_attention = nn.LayerNorm(width)
+        self.norm_attention = nn.LayerNorm(width, eps=config.norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm_feedforward = nn.LayerNorm(width)
+        self.norm_feedforward = nn.LayerNorm(width, eps=config.norm_eps)
         self.up = nn.Linear(width, config.ffn_width)
         self.down = nn.Linear(config.ffn_width, width)
 
@@ -180,9 +184,9 @@ class EsmEncoder(nn.Module):
             places = PAD + 1 + config.max_tokens
             self.positions = nn.Embedding(places, width, _weight=torch.empty(places, width))
         if config.norm_embedding:
-            self.norm_embedding = nn.LayerNorm(width)
+            self.norm_embedding = nn.LayerNorm(width, eps=config.norm_eps)
         self.blocks = nn.ModuleList(EsmBlock(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self._scratch = Scratch()
         self._kernels: Kernels | None = None
 

@@ -11,7 +11,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from bioxfer.backbones import matrix_dtype, resolve_precision
-from bioxfer.backbones.esm import ALPHABET, MASK, PAD, EsmBackbone, EsmConfig, EsmEncoder
+from bioxfer.backbones.esm import ALPHABET, MASK, NORM_EPS, PAD, EsmBackbone, EsmConfig, EsmEncoder
 from bioxfer.backbones.weights import fingerprint as fingerprint_of
 from bioxfer.errors import BioxferError, UsageError, WeightsError
 
-__all__ = ["from_fairesm", "is_plain", "load_esm", "read_esm", "read_restricted"]
+__all__ = ["build_esm", "from_fairesm", "is_plain", "load_esm", "read_esm", "read_restricted"]
 
 
 def load_esm(path: str | Path, *, precision: str = "fp32", device: str = "cpu") -> EsmBackbone:
@@ -78,7 +78,7 @@ def read_esm(path: str | Path, *, matrices: torch.dtype = torch.float32) -> tupl
         raise WeightsError(
             f"{path}: does not say how many attention heads there are; it is no ESM checkpoint"
         )
-    return _build(
+    return build_esm(
         state,
         heads=heads,
         token_dropout=bool(options.get("token_dropout", False)),
@@ -125,7 +125,7 @@ def from_fairesm(
             f"imported as 'esm', stands in its place, run: pip uninstall esm && pip install fair-esm==2.0.0"
         )
     precision = resolve_precision(precision, device=device)
-    encoder, fingerprint = _build(
+    encoder, fingerprint = build_esm(
         model.state_dict(),
         heads=heads,
         token_dropout=bool(getattr(source, "token_dropout", False)),
@@ -150,7 +150,8 @@ def read_restricted(path: Path, *, remedy: str, error: type[BioxferError] = Weig
     Raises
     ------
     WeightsError
-        Or ``error``, if the file cannot be read or holds anything else.
+        Or ``error``, if the file cannot be read or holds anything else; and for any
+        file where torch is older than 2.10.
     """
     # Restricted loading itself could be made to run code: CVE-2025-32434, CVE-2026-24747.
     if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
@@ -183,7 +184,7 @@ def _read_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _build(
+def build_esm(
     state: Mapping[str, Tensor],
     *,
     heads: int,
@@ -191,13 +192,39 @@ def _build(
     place: str,
     clear_mask: bool = False,
     matrices: torch.dtype,
+    norm_eps: float = NORM_EPS,
 ) -> tuple[EsmEncoder, str]:
-    """Make a model of weights under fair-esm's names, and its fingerprint."""
+    """Make a model of weights under fair-esm's names, and its fingerprint.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        The weights; those of heads are left out.
+    heads : int
+        Attention heads.
+    token_dropout : bool
+        Whether the embedding is rescaled by the share of masked tokens.
+    place : str
+        Where they come from, for messages.
+    clear_mask : bool, optional
+        Whether the embedding of ``<mask>`` is taken as zeros.
+    matrices : torch.dtype
+        Type of the matrices.
+    norm_eps : float, optional
+        What the norms add to the variance.
+
+    Raises
+    ------
+    WeightsError
+        If the weights are no whole model of this family.
+    """
     unused = ("lm_head.", "contact_head.")
     state = {key: weight.detach() for key, weight in state.items() if not key.startswith(unused)}
     if strange := [key for key, weight in state.items() if not is_plain(weight)]:
         raise WeightsError(f"{place}: {strange[0]!r} is no array of numbers of its own; it is damaged")
-    config = _read_config(state, heads=heads, token_dropout=token_dropout, place=place)
+    config = replace(
+        _read_config(state, heads=heads, token_dropout=token_dropout, place=place), norm_eps=norm_eps
+    )
     expected = _fairesm_names(config)
     if missing := expected - state.keys():
         raise WeightsError(f"{place}: lacks {len(missing)} weights such as {min(missing)}; it is not whole")
@@ -222,7 +249,10 @@ def _build(
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(f"{place}: weights do not fit together ({reason}); it is not whole") from error
-    return encoder.requires_grad_(False).eval(), fingerprint_of(asdict(config), state)
+    shape = asdict(config)
+    if norm_eps == NORM_EPS:  # as of every model of fair-esm's, whose fingerprints do not name it
+        del shape["norm_eps"]
+    return encoder.requires_grad_(False).eval(), fingerprint_of(shape, state)
 
 
 def is_plain(weight: Tensor) -> bool:

@@ -29,12 +29,22 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bioxfer.backbones.packing import Pack
 from bioxfer.errors import UsageError
 
-__all__ = ["INSTRUCTIONS", "ROWS", "Kernels", "Product", "Scratch", "inspect_builds", "load_kernels"]
+__all__ = [
+    "INSTRUCTIONS",
+    "ROWS",
+    "FastLinear",
+    "Kernels",
+    "Product",
+    "Scratch",
+    "inspect_builds",
+    "load_kernels",
+]
 
 INSTRUCTIONS = ("plain", "avx2", "avx512", "amx")
 """Instruction sets that the kernels are compiled for, each better than the one before."""
@@ -355,6 +365,38 @@ class Product:
         if self.is_packed:
             return self._kernels.multiply(x, self._weight, out)
         return torch.mm(x, self._weight, out=out)
+
+
+class FastLinear(nn.Module):
+    """A linear layer without bias, by the fastest product there is once its weights are final.
+
+    Parameters
+    ----------
+    width, result : int
+        From ``D`` to ``E``.
+    """
+
+    def __init__(self, width: int, result: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(result, width), requires_grad=False)
+        self._product: Product | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of arguments and results."""
+        return self.weight.dtype
+
+    def use(self, kernels: Kernels) -> None:
+        """Multiply with these from now on; of weights that are packed for it only the packed form stays."""
+        self._product = Product(self.weight, kernels)
+        if self._product.is_packed:
+            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply ``x: (T, D)``; with kernels ``T`` is a multiple of `ROWS`."""
+        if self._product is None:
+            return F.linear(x, self.weight)
+        return self._product(x.contiguous(), out=x.new_empty(len(x), self._product.width))
 
 
 def load_kernels(*, device: torch.device | str = "cpu") -> Kernels | None:

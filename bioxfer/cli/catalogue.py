@@ -48,36 +48,55 @@ def list_models() -> None:
     for info in list_backbones():
         typer.echo(
             f"{info.name}\t{info.family}\t{info.layers}\t{info.dim}\t"
-            f"{info.parameters / 1e6:.1f}M\t{info.where}"
+            f"{'' if info.parameters is None else f'{info.parameters / 1e6:.1f}M'}\t{info.where}"
         )
 
 
 @models_app.command("show", epilog=EXIT_CODES)
 def show_model(
     name: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="compact, or weights or an adapter of bioxfer's.")
+        str,
+        typer.Argument(
+            metavar="[NAME]",
+            help="compact, weights or an adapter of bioxfer's, or a model of the Hugging Face hub that is "
+            "here (owner/name, or a folder).",
+        ),
     ] = "compact",
 ) -> None:
-    """Print the card of a compact backbone or an adapter, as JSON."""
+    """Print the card of a compact backbone or an adapter, or what a model of the hub is, as JSON."""
     import json
 
+    from bioxfer.backbones import is_folder_model
     from bioxfer.backbones.adapters import is_adapter, load_adapter
     from bioxfer.backbones.compact import read_card
+    from bioxfer.backbones.huggingface import describe_folder
 
-    adapted = name != "compact" and is_adapter(name)
-    card = load_adapter(name).card if adapted else read_card(None if name == "compact" else name)
+    if name == "compact":
+        card = read_card()
+    elif is_folder_model(name):
+        card = describe_folder(name)
+    else:
+        card = load_adapter(name).card if is_adapter(name) else read_card(name)
     typer.echo(printable(json.dumps(card, indent=2, ensure_ascii=False)))
 
 
 @models_app.command("download", epilog=EXIT_CODES)
 def download_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of bioxfer models list.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A name of bioxfer models list, or of the Hugging Face hub: owner/name@COMMIT, or "
+            "owner/name, which is then pinned to its present commit.",
+        ),
+    ],
     base_url: Annotated[
         list[str] | None,
         typer.Option(
             "--base-url",
             metavar="PLACE",
-            help="Mirror that holds NAME.pt: a web address, or a folder here. May be repeated, and they are "
+            help="Mirror that holds NAME.pt, a web address or a folder here; for a name of the hub a web "
+            "address that answers as it does. May be repeated, and they are "
             "tried in turn. If not given: those that BIOXFER_MIRRORS lists (commas between), then the "
             "publisher.",
         ),
@@ -110,17 +129,20 @@ def download_model(
 @models_app.command("verify", epilog=EXIT_CODES)
 def verify_model(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A name of bioxfer models list, or a weights file.")
+        str,
+        typer.Argument(metavar="NAME", help="A name of bioxfer models list, a weights file or a folder."),
     ],
     sha256: _Sha256 = None,
 ) -> None:
-    """Check the weights of a backbone, and print file, sha256 and whether that was known before."""
+    """Check the weights of a backbone, and print each file, its sha256 and whether that was known before."""
     start_messages(quiet=False)
-    from bioxfer.backbones import verify_backbone
+    from bioxfer.backbones import is_folder_model, verify_backbone
+    from bioxfer.backbones.huggingface import verify_folder
 
-    check = verify_backbone(name, sha256=sha256)
-    known = "as stated or recorded" if check.known else "nothing to hold it against"
-    typer.echo(f"{check.path}\t{check.sha256}\t{known}")
+    several = is_folder_model(name) and sha256 is None
+    for check in verify_folder(name) if several else [verify_backbone(name, sha256=sha256)]:
+        known = "as stated or recorded" if check.known else "nothing to hold it against"
+        typer.echo(f"{check.path}\t{check.sha256}\t{known}")
 
 
 @heads_app.command("list", epilog=EXIT_CODES)

@@ -164,7 +164,12 @@ OutTable = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Option("--model", metavar="MODEL", help="Backbone: compact, a fair-esm name, or a weights file."),
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Backbone: compact, a fair-esm name, a weights file, or of the Hugging Face hub (ESM, ProtT5, "
+        "Ankh, ESM-C) owner/name@COMMIT or a folder.",
+    ),
 ]
 HeadsModel = Annotated[
     str | None,

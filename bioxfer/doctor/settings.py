@@ -27,10 +27,11 @@ VARIABLES = (
 def see_network() -> Iterator[Finding]:
     """Tell whether the network may be used, and what for."""
     from bioxfer.backbones.downloads import mirrors, without_secrets
+    from bioxfer.backbones.hub import HUB
     from bioxfer.backbones.weights import is_offline
 
     offline = is_offline()
-    places = ", ".join(without_secrets(place) for place in mirrors())
+    places = ", ".join(without_secrets(place) for place in (*mirrors(), HUB))
     fact = "forbidden (BIOXFER_OFFLINE)" if offline else "allowed, and used to download weights alone"
     yield Finding("network", "ok", f"{fact}; weights come from {places}", values={"offline": offline})
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bioxfer import machine
 from bioxfer.doctor.findings import Finding, Value, Verdict, count, hide_home
 from bioxfer.errors import BioxferError
+
+if TYPE_CHECKING:
+    from bioxfer.backbones.hub import HubModel
 
 __all__ = ["see_cache", "see_disks", "see_downloaded", "see_embedded", "see_heads", "see_self_test"]
 
@@ -80,6 +84,7 @@ def see_downloaded(*, quick: bool) -> Iterator[Finding]:
     """Hold downloaded weights against their records."""
     from bioxfer.backbones import list_backbones
     from bioxfer.backbones.downloads import part_of
+    from bioxfer.backbones.hub import list_models
     from bioxfer.backbones.weights import hub_folder, record_of
 
     folder = hub_folder()
@@ -89,7 +94,7 @@ def see_downloaded(*, quick: bool) -> Iterator[Finding]:
         return
     here = 0
     for info in list_backbones():
-        if info.family == "compact":
+        if info.family == "compact" or "/" in info.name:
             continue
         path = folder / f"{info.name}.pt"
         check, again = f"backbone {info.name}", f"bioxfer models download {info.name}"
@@ -107,10 +112,30 @@ def see_downloaded(*, quick: bool) -> Iterator[Finding]:
             size = part.stat().st_size
             fact = f"an unfinished download, {machine.describe_size(size)} in {hide_home(part)}"
             yield Finding(check, "note", fact, f"{again} goes on with it; or delete it", {"size": size})
+    for model in list_models():
+        here += 1
+        yield _see_hub_model(model, quick=quick)
     if not here:
         yield Finding(
             "backbones", "ok", f"no others in {hide_home(folder)}", values={"folder": hide_home(folder)}
         )
+
+
+def _see_hub_model(model: HubModel, *, quick: bool) -> Finding:
+    from bioxfer.backbones.hub import check_model
+
+    check = f"backbone {model.name if model.pinned else model.label}"
+    size = sum(file.stat().st_size for file in model.folder.iterdir() if file.is_file())
+    values: dict[str, Value] = {"size": size, "revision": model.revision, "pinned": model.pinned}
+    place = f"{machine.describe_size(size)} in {hide_home(model.folder)}"
+    if quick:
+        return Finding(check, "ok", f"{place}; its hashes are recorded; not read (--quick)", values=values)
+    try:
+        files = check_model(model.folder)
+    except BioxferError as error:
+        again = f"bioxfer models download {model.label}"
+        return Finding(check, "problem", hide_home(str(error)), again, values)
+    return Finding(check, "ok", f"{place}, {count(len(files), 'file')} as recorded", values=values)
 
 
 def _see_weights(check: str, path: Path, *, quick: bool) -> Finding:
