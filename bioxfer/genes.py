@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -31,6 +32,7 @@ from bioxfer.sequences import (
     Origin,
     SequenceRecord,
     looks_like_nucleotides,
+    remove_gaps,
     show_character,
 )
 
@@ -70,6 +72,8 @@ class Translation:
         Residues of the shortest open reading frame of six frames.
     gff : path, optional
         GFF3 file that says where the coding sequences are.
+    degap : bool
+        Remove gaps before anything is read.
 
     Raises
     ------
@@ -81,6 +85,7 @@ class Translation:
     genetic_code: int = 1
     min_orf: int = MIN_ORF
     gff: str | os.PathLike[str] | None = None
+    degap: bool = False
 
     def __post_init__(self) -> None:
         _check(self.how, self.genetic_code, self.min_orf)
@@ -115,7 +120,12 @@ def _check(how: str, table: int, min_orf: int) -> None:
 
 
 def translate(
-    records: Iterable[SequenceRecord], how: How = "auto", *, table: int = 1, min_orf: int = MIN_ORF
+    records: Iterable[SequenceRecord],
+    how: How = "auto",
+    *,
+    table: int = 1,
+    min_orf: int = MIN_ORF,
+    degap: bool = False,
 ) -> Iterator[SequenceRecord]:
     """Turn nucleotide sequences into proteins.
 
@@ -143,14 +153,15 @@ def translate(
         judged by itself; they bring their own genetic code, 11 or 4. Named as above. Needs the package
         ``pyrodigal``.
 
-        ``auto``: by the letters of each record. Proteins stay; nucleotides
-        (`bioxfer.sequences.looks_like_nucleotides`, and all of them IUPAC codes) are read as ``cds`` if
-        they are a whole one, with a start codon, a stop codon, and none between; else as ``orf``.
-        Each note says which.
+        ``auto``: by the letters of each record. What has nothing but IUPAC codes of nucleotides, with a
+        start codon, a stop codon and none between, is read as ``cds``; other nucleotides
+        (`bioxfer.sequences.looks_like_nucleotides`) as ``orf``; and proteins stay. Each note says which.
     table : int
         NCBI's number of the genetic code.
     min_orf : int
         Residues of the shortest open reading frame of six frames.
+    degap : bool
+        Remove the gaps ``-`` and ``.`` of an alignment beforehand.
 
     Returns
     -------
@@ -163,6 +174,8 @@ def translate(
         An option is none of its choices.
     MissingExtraError
         Genes without the package that calls them.
+    SequenceError
+        A sequence holds gaps and `degap` is off.
 
     Examples
     --------
@@ -173,6 +186,7 @@ def translate(
     _check(how, table, min_orf)
     if how == "off":
         return iter(records)
+    records = map(partial(remove_gaps, degap=degap), records)
     if how in _SEVERAL:
         finder = _make_caller() if how == "genes" else None
         found = (protein for record in records for protein in _find_several(record, table, min_orf, finder))
@@ -371,17 +385,20 @@ def _translate_auto(record: SequenceRecord, *, table: int) -> SequenceRecord:
     text, trouble = _nucleotides(record)
     if not text:
         return record
-    if trouble or not looks_like_nucleotides(text):
-        note = "; ".join(filter(None, (record.note, "auto: read as a protein")))
-        return replace(record, note=note, origin=Origin(record.id))
     codons, starts, stops = read_genetic_code(table)
     inner = (text[place : place + 3] for place in range(3, len(text) - 3, 3))
-    if (
-        len(text) % 3 == 0
+    # No protein has only the letters that nucleotides have, and such codons at its ends.
+    whole = (
+        not trouble
+        and len(text) % 3 == 0
         and text[:3] in starts
         and text[-3:] in stops
         and all(codons.get(codon) != "*" for codon in inner)
-    ):
+    )
+    if not whole and (trouble or not looks_like_nucleotides(text)):
+        note = "; ".join(filter(None, (record.note, "auto: read as a protein")))
+        return replace(record, note=note, origin=Origin(record.id))
+    if whole:
         found, said = translate_cds(record, table=table), "a whole coding sequence"
     else:
         found, said = _translate_longest(record, table=table), "no whole coding sequence"

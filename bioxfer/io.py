@@ -227,7 +227,7 @@ def iter_proteins(
         records = iter_sequences(
             path, on_duplicate=on_duplicate, genetic_code=code, features=not wanted.searches
         )
-        return translate(records, wanted.how, table=code, min_orf=wanted.min_orf)
+        return translate(records, wanted.how, table=code, min_orf=wanted.min_orf, degap=wanted.degap)
     if os.fspath(path) == "-" or (os.path.exists(path) and not os.path.isfile(path)):
         raise InputError("with --gff IN is read twice, which a stream does not allow; name a file")
     regions = read_gff(wanted.gff)

@@ -281,7 +281,9 @@ class _Shown:
         if self._source is None:
             return None
         asked = self._mark.request
-        how = Translation(asked["translate"], asked["genetic_code"], asked["min_orf"], self._gff)
+        how = Translation(
+            asked["translate"], asked["genetic_code"], asked["min_orf"], self._gff, asked["degap"]
+        )
         return iter_proteins(self._source, how, on_duplicate=asked["on_duplicate"])
 
 

@@ -9,7 +9,7 @@ residues (`<mask>` typed into a file is six invalid characters, never a token).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from bioxfer.errors import SequenceError, UsageError
@@ -24,6 +24,7 @@ __all__ = [
     "SequenceRecord",
     "clean_protein",
     "looks_like_nucleotides",
+    "remove_gaps",
     "remove_white_space",
     "show_character",
     "tell_nucleotides",
@@ -73,8 +74,9 @@ class Origin:
         First and last nucleotide, counted from 1 on the strand that the file holds, the stop codon
         included, as in GenBank; of joined exons the outermost.
     frame : int or None
-        1, 2 or 3: `start` is the first, second or third nucleotide, or a multiple of three after it;
-        -1, -2 and -3 are the same from the other end of the other strand.
+        Of the first codon that was read: 1, 2 or 3 where it begins at the first, second or third
+        nucleotide, or a multiple of three after it; -1, -2 and -3 are the same from the other end of the
+        other strand.
     genetic_code : int or None
         NCBI's number of the table by which it was translated.
     oddities : tuple of str
@@ -212,16 +214,8 @@ def clean_protein(
     notes = [f"renamed from {record.renamed_from!r}"] if record.renamed_from else []
     notes += [record.note] if record.note else []
     text = remove_white_space(record.sequence)
-    gap = _GAP.search(text)
-    if gap is not None:
-        if not degap:
-            raise SequenceError(
-                f"{record.place}: the sequence holds gaps ({gap.group()!r} at {gap.start() + 1}), "
-                "as an alignment does; use --degap to remove them"
-            )
-        ungapped = text.translate(_GAPS)
-        notes.append(_count(len(text) - len(ungapped), "gap") + " removed")
-        text = ungapped
+    text, removed = _without_gaps(text, record, degap=degap)
+    notes += [removed] if removed else []
     if text.endswith("*"):
         notes.append("one final * removed")
         text = text[:-1]
@@ -250,6 +244,33 @@ def clean_protein(
         return CleanSequence(residues, True, "; ".join(notes))
     notes.append(f"{_count(len(invalid), 'residue')} became X {where}")
     return CleanSequence(residues, False, "; ".join(notes))
+
+
+def remove_gaps(record: SequenceRecord, *, degap: bool) -> SequenceRecord:
+    """Remove the gaps of an alignment, and say so in the record's note.
+
+    Raises
+    ------
+    SequenceError
+        The sequence holds gaps and `degap` is off.
+    """
+    text, removed = _without_gaps(record.sequence, record, degap=degap)
+    if not removed:
+        return record
+    return replace(record, sequence=text, note="; ".join(filter(None, (record.note, removed))))
+
+
+def _without_gaps(text: str, record: SequenceRecord, *, degap: bool) -> tuple[str, str]:
+    gap = _GAP.search(text)
+    if gap is None:
+        return text, ""
+    if not degap:
+        raise SequenceError(
+            f"{record.place}: the sequence holds gaps ({gap.group()!r} at {gap.start() + 1}), "
+            "as an alignment does; use --degap to remove them"
+        )
+    ungapped = text.translate(_GAPS)
+    return ungapped, _count(len(text) - len(ungapped), "gap") + " removed"
 
 
 def looks_like_nucleotides(residues: str) -> bool:

@@ -16,7 +16,14 @@ from toys import fasta, one_sentence, proteins, run, table
 import bioxfer as bx
 from bioxfer.codons import read_coding, read_genetic_code
 from bioxfer.corpus import Corpus
-from bioxfer.errors import DuplicateIdError, FormatError, InputError, MissingExtraError, UsageError
+from bioxfer.errors import (
+    DuplicateIdError,
+    FormatError,
+    InputError,
+    MissingExtraError,
+    SequenceError,
+    UsageError,
+)
 from bioxfer.genes import Translation, translate
 from bioxfer.io import iter_proteins, read_sequences
 from bioxfer.sequences import ORIGIN_COLUMNS, SequenceRecord
@@ -587,6 +594,102 @@ def test_lines_of_one_coding_sequence_are_joined(annotated, first, second):
     assert (record.sequence, record.origin.strand, record.origin.frame) == (PROTEIN, "-", -3)
 
 
+KIN = "ATGGCTTGGAAACTTTGA"  # MAWKL, in two halves of nine
+APART = f"{KIN[:9]}GTAAGTAG{KIN[9:]}"
+AROUND = f"{KIN[9:]}CCCCCCCC{KIN[:9]}"  # of a circle, begun in the gene's middle
+CIRCLE = "c region 1 26 . + . Is_circular=true"
+
+
+def cds(*rows: str) -> list[str]:
+    return [
+        f"c . {row}" if row.split()[0] != "c" else row.replace("c region", "c . region", 1) for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "rows", "expected"),
+    [
+        (  # The Arabidopsis genome names the protein's feature as a parent, too.
+            APART,
+            [
+                "mRNA 1 26 . + . ID=t1",
+                "CDS 1 9 . + 0 Parent=t1,t1-Protein",
+                "CDS 18 26 . + 0 Parent=t1,t1-Protein",
+            ],
+            {"t1": "MAWKL"},
+        ),
+        (
+            APART + "TTCATTAA",
+            [
+                "mRNA 1 26 . + . ID=t1",
+                "mRNA 1 34 . + . ID=t2",
+                "CDS 1 9 . + 0 Parent=t1,t2",
+                "CDS 18 26 . + 0 Parent=t1",
+                "CDS 29 34 . + 0 Parent=t2",
+            ],
+            {"t1": "MAWKL", "t2": "MAWH"},
+        ),
+        (  # each line's first parent is another one's
+            "ATGTTTATGGCTATGCATTGGTAA",
+            [
+                "CDS 1 6 . + 0 Parent=t3",
+                "CDS 7 12 . + 0 Parent=t3,t2",
+                "CDS 13 18 . + 0 Parent=t2,t1",
+                "CDS 19 24 . + 0 Parent=t1,t2,t3",
+            ],
+            {"t3": "MFMAW", "t2": "MAMHW", "t1": "MHW"},
+        ),
+        (
+            APART,
+            [
+                "mRNA 1 26 . + . ID=t1",
+                "mRNA 1 26 . + . ID=t2",
+                "CDS 1 9 . + 0 ID=x1;Parent=t1,t2",
+                "CDS 18 26 . + 0 ID=x2;Parent=t1,t2",
+            ],
+            {"t1": "MAWKL", "t2": "MAWKL"},
+        ),
+        (
+            f"{KIN}GGGGATGCATTAA",
+            [
+                "mRNA 1 31 . + . ID=t1",
+                "CDS 1 18 . + 0 ID=x1;Parent=t1;locus_tag=L1",
+                "CDS 23 31 . + 0 ID=x2;Parent=t1;locus_tag=L2",
+            ],
+            {"L1": "MAWKL", "L2": "MH"},
+        ),
+        (AROUND, [CIRCLE, "CDS 18 35 . + 0 ID=x"], {"x": "MAWKL"}),
+        (AROUND, [CIRCLE, "CDS 1 9 . + 0 ID=x", "CDS 18 26 . + 0 ID=x"], {"x": "MAWKL"}),
+        (reverse(AROUND), [CIRCLE, "CDS 18 26 . - 0 ID=x", "CDS 1 9 . - 0 ID=x"], {"x": "MAWKL"}),
+        (reverse(AROUND), [CIRCLE, "CDS 18 35 . - 0 ID=x"], {"x": "MAWKL"}),
+        (
+            f"{reverse(KIN[:9])}CC{KIN[9:]}",
+            ["CDS 12 20 . + 0 ID=x;part=2/2", "CDS 1 9 . - 0 ID=x;part=1/2"],
+            {"x": "MAWKL"},
+        ),
+        (
+            f"{KIN[9:]}CC{KIN[:9]}",
+            ["CDS 1 9 . + 0 ID=x;part=2", "CDS 12 20 . + 0 ID=x;part=1"],
+            {"x": "MAWKL"},
+        ),
+    ],
+)
+def test_lines_are_put_together_as_files_write_them(annotated, sequence, rows, expected):
+    found = annotated({"c": sequence}, *cds(*rows))
+    assert {record.id: record.sequence for record in found} == expected
+    assert len(found) == len(expected)
+
+
+def test_a_phase_that_contradicts_the_frame_is_told(annotated):
+    sequence = f"{KIN[:8]}GTAAGTAG{KIN[8:]}"
+    rows = ["c . CDS 1 8 . + 0 ID=x", "c . CDS 17 26 . + {} ID=x"]
+    (right,) = annotated({"c": sequence}, rows[0], rows[1].format(1))
+    (wrong,) = annotated({"c": sequence}, rows[0], rows[1].format(2))
+    assert right.sequence == wrong.sequence == "MAWKL"
+    assert "phase" not in right.note
+    assert "phase 2 of line 3 is not that of the frame" in wrong.note
+
+
 def test_alternatives_of_one_gene_stay_apart(annotated):
     both = f"{GENE}{GENE}"
     rows = [f"c1 . CDS {1 + n * len(GENE)} {(1 + n) * len(GENE)} . + 0 ID=p{n};Parent=gene1" for n in (0, 1)]
@@ -837,3 +940,29 @@ def test_python_translates_as_the_command_line_does(toy_backbone):
     assert found.messages[1] == "auto: read as a protein"
     with pytest.raises(UsageError, match="a GFF3 file goes with a file of sequences; give its path"):
         bx.embed([GENE], model=toy_backbone, translation=bx.Translation(gff="a.gff"))
+
+
+@pytest.mark.parametrize("how", ["cds", "orf", "six-frame", "auto"])
+def test_gaps_of_nucleotides_are_an_error_or_removed(how):
+    record = SequenceRecord("g", f"{GENE[:9]}---{GENE[9:]}", source="a.fna", line=1)
+    with pytest.raises(SequenceError, match=r"holds gaps \('-' at 10\).*use --degap"):
+        list(translate([record], how, min_orf=3))
+    found = list(translate([record], how, min_orf=3, degap=True))
+    assert PROTEIN in [each.sequence for each in found]
+    assert all(each.note.startswith("3 gaps removed; ") for each in found)
+
+
+@pytest.mark.parametrize("gene", ["ATGGCTTGGTGA", "AUGUAA", "ATGRCYTGGAARRTYCTKGCTGARYTNGCNRAYTGA"])
+def test_auto_knows_a_whole_coding_sequence_however_short_or_ambiguous(gene):
+    (found,) = translate([SequenceRecord("g", gene)], "auto")
+    assert "auto: nucleotides, a whole coding sequence" in found.note
+    assert found.sequence == next(translate([SequenceRecord("g", gene)], "cds")).sequence
+
+
+def test_transfer_refuses_several_proteins_of_one_sequence(bench):
+    table = bench.write("t.csv", "id,sequence,label\na,MKV,x\n")
+    ended = run(
+        "transfer", table, "--source", table, "-o", bench.folder / "h.safetensors", "--translate", "six-frame"
+    )
+    assert ended.code == 2
+    assert "makes several proteins of one sequence" in one_sentence(ended.err)

@@ -151,7 +151,14 @@ def write_parts(
 ) -> list[str]:
     """Write an output in parts as embed and predict do."""
     request = {"command": "toy", "format": "long" if several else "wide", "excel_safe": excel_safe}
-    request |= {"translate": "off", "genetic_code": 1, "min_orf": 30, "on_duplicate": "error", "gff": False}
+    request |= {
+        "translate": "off",
+        "genetic_code": 1,
+        "min_orf": 30,
+        "on_duplicate": "error",
+        "gff": False,
+        "degap": False,
+    }
     parts = []
     for number in range(1, of + 1):
         shard, tally = Shard(number, of, block), Tally()

@@ -137,7 +137,7 @@ def predict_command(
     inputs = given_files([*(head or ()), gff])
     spread.check(source, out, inputs=inputs, report=report, offline=offline, overwrite=overwrite)
     check_report_file(report, others=[source, out, *given_files([model]), *inputs], overwrite=overwrite)
-    translation = as_translation(translate, genetic_code, min_orf, gff)
+    translation = as_translation(translate, genetic_code, min_orf, gff, degap=degap)
     from bioxfer.jobs import Loaded, LoadedPredict, PredictJob
 
     job = PredictJob(
@@ -237,7 +237,7 @@ def embed_command(
     spread = Spread(shard, distributed, workers, part_records, ray_address, merge)
     spread.check(source, out, inputs=given_files([gff]), report=None, offline=offline, overwrite=overwrite)
     parse_pool(pool)
-    translation = as_translation(translate, genetic_code, min_orf, gff)
+    translation = as_translation(translate, genetic_code, min_orf, gff, degap=degap)
     from bioxfer.jobs import EmbedJob
 
     job = EmbedJob(

@@ -36,12 +36,18 @@ def check_report_file(report: str | None, *, others: Sequence[str], overwrite: b
 
 
 def as_translation(
-    translate: Translate, genetic_code: int, min_orf: int | None = None, gff: str | None = None
+    translate: Translate,
+    genetic_code: int,
+    min_orf: int | None = None,
+    gff: str | None = None,
+    *,
+    degap: bool = False,
 ) -> Translation:
     """Put the options that make proteins of nucleotides together; what is wrong is refused here."""
     from bioxfer.genes import MIN_ORF, Translation
 
-    return Translation(translate.value, genetic_code, MIN_ORF if min_orf is None else min_orf, gff)
+    shortest = MIN_ORF if min_orf is None else min_orf
+    return Translation(translate.value, genetic_code, shortest, gff, degap)
 
 
 def backbone_loader(name: str, *, device: str, offline: bool, threads: int | None) -> Callable[..., Backbone]:

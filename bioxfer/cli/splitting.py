@@ -136,7 +136,7 @@ def split_command(
             raise UsageError(f"--folds cuts all proteins into equal parts; leave {name} out")
     if audit is not None and labels is None and source == "-":
         raise UsageError("--audit reads IN twice, which standard input does not allow; name a file")
-    translation = as_translation(translate, genetic_code, min_orf, gff)
+    translation = as_translation(translate, genetic_code, min_orf, gff, degap=degap)
     records = read_to_split(
         source,
         labels if audit is None else None,

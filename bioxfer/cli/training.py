@@ -203,7 +203,7 @@ def train_command(
         source,
         labels,
         on_duplicate=on_duplicate.value,
-        translation=as_translation(translate, genetic_code, min_orf, gff),
+        translation=as_translation(translate, genetic_code, min_orf, gff, degap=degap),
     )
     load = backbone_loader(model, device=device, offline=offline, threads=threads)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
@@ -298,7 +298,7 @@ def evaluate_command(
         source,
         labels,
         on_duplicate=on_duplicate.value,
-        translation=as_translation(translate, genetic_code, min_orf, gff),
+        translation=as_translation(translate, genetic_code, min_orf, gff, degap=degap),
     )
     judged: list[Judgement] = []
     load = backbone_loader(model or name_backbone(trained), device=device, offline=offline, threads=threads)
@@ -484,7 +484,7 @@ def pretrain_command(
             compiled=compiled,
             seed=seed,
         ),
-        translation=as_translation(translate, genetic_code, min_orf),
+        translation=as_translation(translate, genetic_code, min_orf, degap=True),
         valid=valid,
         sources=[path for path, _ in sources],
         exclude=exclude or (),

@@ -243,7 +243,12 @@ def transfer_command(
     from bioxfer.transfer import CURVE_COLUMNS, curve_rows
     from bioxfer.transfer_data import Source, TransferOptions, keep_training_rows
 
-    translation = as_translation(translate, genetic_code)
+    translation = as_translation(translate, genetic_code, degap=degap)
+    if translation.several:
+        raise UsageError(
+            f"--translate {translate.value} makes several proteins of one sequence, which the labels of a "
+            "source table cannot tell apart; use cds, orf or auto"
+        )
     records = read_labelled(target, labels, on_duplicate=on_duplicate.value, translation=translation)
     others = []
     for path in source:
