@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import html.parser
+import itertools
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_genes import CODON
 from test_residue_regression import head as number_head
 from test_residues import head as residue_head
 from toys import WINDOW, backbone, fasta, head, one_sentence, proteins, run, table
@@ -39,6 +41,7 @@ from bioxfer.report import (
     Page,
     PredictionReport,
     check_report,
+    plot_confusion,
     plot_counts,
     plot_map,
     plot_track,
@@ -460,6 +463,23 @@ def test_predict_writes_its_page_beside_the_table(bench, tmp_path):
     assert bench.out.read_bytes() == plain  # who watches changes no row
 
 
+def test_what_was_translated_is_said_with_its_place(bench, tmp_path):
+    gene = "".join(CODON[each] for each in proteins(1, seed=4)[0].sequence)
+    source = bench.write("genes.fasta", f">g1\nATG{gene}TAA\n>g2\nATG{gene}\n>none\n\n")
+    page = tmp_path / "r.html"
+    assert bench.predict(source, "--translate", "cds", "--report", page).code == 0
+    told = read(page.read_text(encoding="utf-8"))
+    rows = bench.rows()
+    assert [bool(row["start"]) for row in rows] == [True, True, False]
+    assert "Translated from nucleotides: 2 of 3; 1 of them are odd." in "".join(told.texts)
+    assert [title.split("\n")[0] + title.split("\n")[-1] for title in told.figure("map")["titles"]] == [
+        f"{row['id']}{row['source']}, {row['start']} to {row['end']}, {row['strand']} strand"
+        for row in rows[:2]
+    ]
+    assert bench.predict(bench.fasta, "--report", page, "--overwrite").code == 0
+    assert "Translated" not in page.read_text(encoding="utf-8")
+
+
 def test_nothing_to_predict_is_said(bench, tmp_path):
     page = tmp_path / "r.html"
     assert bench.predict(bench.write("no.fasta", ""), "--report", page).code == 0
@@ -549,6 +569,22 @@ def test_a_long_protein_is_drawn_in_few_steps():
         assert max(len(line.get_xdata()) for line in ax.lines) == 2000
         assert ax.get_xlim() == (0.5, 10_000.5)
         assert ax.get_title() == f"{trained.name} along titin"
+
+
+def test_forty_long_names_of_classes_are_told_apart(monkeypatch):
+    labels = [f"an enzyme that acts upon a donor, number {i:02}" for i in range(40)]
+    cells = [[i, (i * 7) % 40, 40 - i] for i in range(40)]
+    monkeypatch.setitem(head().card, "confusion", {"labels": labels, "cells": cells})
+    ax = plot_confusion(head().card)
+    ax.figure.draw_without_rendering()
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert len(set(names)) == len(names) == 30
+    assert names[3] == "an enzyme t... number 03"
+    for texts, side in ((ax.get_yticklabels(), "y"), (ax.get_xticklabels(), "x")):
+        ends = sorted(getattr(text.get_window_extent(), f"interval{side}").tolist() for text in texts)
+        assert all(high <= low for (_, high), (low, _) in itertools.pairwise(ends)), side
+    page = report_head(head()).html()
+    assert '<figure class="broad" data-figure="confusion">' in page
 
 
 def test_rare_labels_are_counted_together():

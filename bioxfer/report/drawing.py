@@ -61,8 +61,12 @@ def plain(text: object, *, longest: int | None = None) -> str:
 
 
 def plain_name(text: object) -> str:
-    """Write a label in a picture, shortened after 24 characters."""
-    return plain(text, longest=_LONGEST)
+    """Write a label in a picture, of more than 24 characters without those in its middle."""
+    whole = printable(str(text))
+    if len(whole) > _LONGEST:
+        # labels of one kind often begin with the same words, and differ in the last
+        whole = f"{whole[: _LONGEST // 2 - 1]}...{whole[2 - _LONGEST // 2 :]}"
+    return plain(whole)
 
 
 def hover(artist: Artist, texts: Sequence[str]) -> None:

@@ -47,6 +47,7 @@ Plot = Literal["reliability", "learning-curve", "baselines", "confusion", "numbe
 _SUFFIXES = (".png", ".svg", ".pdf")
 _MOST_CLASSES = 30  # on the side of a confusion matrix, where the rarest others become one
 _MOST_COUNTS = 12  # classes whose counts still fit into their cells
+_USUAL, _LARGE = (6, 5.5), (9.2, 8.4)  # inches; 30 names stand one under another in the larger
 
 
 class Plotter(Protocol):
@@ -278,7 +279,7 @@ def plot_confusion(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
             "or was trained by an older version; train it anew, or choose another head"
         )
     labels, counts = _fold(confusion["labels"], confusion["cells"])
-    ax = make_axes(ax)
+    ax = make_axes(ax, size=_LARGE if has_many_classes(card) else _USUAL)
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -318,6 +319,11 @@ def plot_confusion(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     )
     ax.set_aspect("equal")
     return ax
+
+
+def has_many_classes(card: Mapping[str, Any]) -> bool:
+    """Whether `plot_confusion` needs much room for the names of classes."""
+    return len((card.get("confusion") or {}).get("labels", ())) > _MOST_COUNTS
 
 
 def _fold(labels: list[str], cells: list[list[int]]) -> tuple[list[str], dict[tuple[int, int], int]]:

@@ -21,6 +21,7 @@ from bioxfer.cardtables import (
 )
 from bioxfer.judgement import Judgement
 from bioxfer.report.figures import (
+    has_many_classes,
     plot_baselines,
     plot_confusion,
     plot_identity,
@@ -58,10 +59,10 @@ def report_head(head: Head) -> Page:
         ("baselines", plot_baselines, (4.8, 3.4)),
         ("identity", plot_identity, (4.8, 3.4)),
         ("reliability", plot_reliability, (4.8, 4.4)),
-        ("confusion", plot_confusion, (4.8, 4.4)),
         ("numbers", plot_numbers, (4.8, 4.4)),
     ):
         page.draw(name, partial(plot, card), size=size)
+    _draw_confusion(page, card)
     for table in (metric_table, nearness_table, class_table, set_table):
         page.add(table(card))
     if transfer := card.get("transfer"):
@@ -87,6 +88,11 @@ def report_head(head: Head) -> Page:
     page.add(remark_list(card))
     page.details("the whole card", json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True))
     return page
+
+
+def _draw_confusion(page: Page, card: Mapping[str, Any]) -> None:
+    many = has_many_classes(card)
+    page.draw("confusion", partial(plot_confusion, card), size=(9.2, 8.4) if many else (4.8, 4.4), broad=many)
 
 
 def _best_numbers(card: Mapping[str, Any]) -> dict[str, object]:
@@ -134,12 +140,9 @@ def report_evaluation(head: Head, judged: Judgement, *, source: str) -> Page:
         tiles["that it was trained on: memory"] = facts["trained_on"]
     page.tiles(tiles)
     page.heading("How good it is here")
-    for name, plot in (
-        ("reliability", plot_reliability),
-        ("confusion", plot_confusion),
-        ("numbers", plot_numbers),
-    ):
+    for name, plot in (("reliability", plot_reliability), ("numbers", plot_numbers)):
         page.draw(name, partial(plot, card), size=(4.8, 4.4))
+    _draw_confusion(page, card)
     space = into_space(head, judged.vectors)
     names = [answer.id for answer in judged.answers]
     labels = [answer.true for answer in judged.answers] if judged.by_label else None

@@ -157,7 +157,11 @@ def draw_map(
     axis = "principal component" if how == "pca" else "UMAP dimension"
     ax.set(xlabel=f"first {axis}", ylabel=f"second {axis}")
     if said is not None or space is not None:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, handletextpad=0.2)
+        legend = ax.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, handletextpad=0.2
+        )
+        for handle in legend.get_lines():
+            handle.set_markersize(5)  # as large as the others', else it is hardly seen
     return ax
 
 

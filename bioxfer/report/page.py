@@ -184,6 +184,7 @@ class Page:
         *,
         size: tuple[float, float] = (4.8, 4.0),
         note: str = "",
+        broad: bool | None = None,
     ) -> bool:
         """Add a figure beside the last one.
 
@@ -197,6 +198,8 @@ class Page:
             Inches; a figure broader than twice its height takes the whole width.
         note : str, optional
             More of the caption.
+        broad : bool, optional
+            Whether it takes the whole width, whatever its size.
 
         Returns
         -------
@@ -216,7 +219,8 @@ class Page:
             ax.set_title("")
             self._figures += 1
             svg = figure_to_svg(figure, key=f"f{self._figures}", title=title)
-        kind = ' class="broad"' if size[0] > 2 * size[1] else ""
+        broad = size[0] > 2 * size[1] if broad is None else broad
+        kind = ' class="broad"' if broad else ""
         caption = to_html(f"{title}. {note}" if note else title)
         self._row.append(
             f'<figure{kind} data-figure="{to_html(name)}"><figcaption>{caption}</figcaption>{svg}</figure>'

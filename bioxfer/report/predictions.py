@@ -24,6 +24,7 @@ from bioxfer.report.page import Page
 from bioxfer.residue_tasks import ResidueValues
 from bioxfer.residues import ResidueHead
 from bioxfer.rows import Batch, Head
+from bioxfer.sequences import SequenceRecord
 
 __all__ = ["PredictionReport"]
 
@@ -96,6 +97,14 @@ class _Seen:
             _keep(self.least_sure, (-score, -number, id_, said), when=True)
 
 
+def _place_of(record: SequenceRecord) -> str:
+    """Say on which nucleotides a protein is written, on a line of its own."""
+    origin = record.origin
+    if origin is None or origin.start is None:
+        return ""
+    return f"\n{origin.source}, {origin.start} to {origin.end}, {origin.strand} strand"
+
+
 def _bin(share: float) -> int:
     return min(max(int(share * _SHARE_BINS), 0), _SHARE_BINS - 1)
 
@@ -125,6 +134,7 @@ class PredictionReport:
         self._seen = {head.name: _Seen(head) for head in self.heads}
         self.count = 0
         self.statuses: Counter[str] = Counter()
+        self.translated = self.odd_genes = 0
         self._lengths = array("q")
         self._odd: dict[str, list[list[object]]] = {}
 
@@ -138,6 +148,9 @@ class PredictionReport:
                 slots = {p: s for p, s in slots.items() if s != slot} | {place: slot}
             self._lengths.append(e.length)
             self.statuses[e.status] += 1
+            if (origin := e.record.origin) is not None and origin.start is not None:
+                self.translated += 1
+                self.odd_genes += bool(origin.oddities)
             if e.status != "ok":
                 rows = self._odd.setdefault(e.status, [])
                 if len(rows) < _ROWS_NAMED:
@@ -166,8 +179,9 @@ class PredictionReport:
             said = str(flag) if by_residue else str(label)
             sure = f" ({score:.3f})" if isinstance(score, float) else ""
             answer = "" if by_residue else f"{label}{sure}\n"
-            text = f"{answer}nearest: {nearest}, {flag}"
-            seen.sample[slots[place]] = _Sample(batch.records[place].record.id, said, text, point)
+            record = batch.records[place].record
+            text = f"{answer}nearest: {nearest}, {flag}{_place_of(record)}"
+            seen.sample[slots[place]] = _Sample(record.id, said, text, point)
 
     def page(self, *, source: str) -> Page:
         """Make the page of all that was noted.
@@ -208,6 +222,12 @@ class PredictionReport:
             page.add(html_table(["id", "length", "status", "message"], rows, caption=shown, names=4))
         if not any(self.statuses[status] for status in order):
             page.text("Every record was read whole.")
+        if self.translated:
+            odd = f"; {self.odd_genes} of them are odd" if self.odd_genes else ""
+            page.text(
+                f"Translated from nucleotides: {self.translated} of {self.count}{odd}. The table says where "
+                "each is written, and what is odd about it."
+            )
         far = {name: seen.flags["far"] for name, seen in self._seen.items() if seen.flags["far"]}
         if far:
             told = ", ".join(f"{count} by {name}" for name, count in far.items())
