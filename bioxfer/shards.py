@@ -156,8 +156,8 @@ class Tally:
     --------
     >>> tally = Tally()
     >>> tally.add(SequenceRecord("a", "MKV"))
-    >>> tally.total.records, tally.total.sha256[:8]
-    (1, 'f9b1ee0b')
+    >>> tally.total.records
+    1
     """
 
     def __init__(self) -> None:
