@@ -287,7 +287,10 @@ class PredictionReport:
 
 
 def _draw_lengths(lengths: npt.NDArray[np.int64], ax: Any) -> None:
-    counts, edges = np.histogram(lengths, bins=_NUMBER_BINS)
+    # Bars of equally many whole numbers, as others would look like a comb.
+    low, high = int(lengths.min()), int(lengths.max())
+    step = -(-(high - low + 1) // _NUMBER_BINS)
+    counts, edges = np.histogram(lengths, bins=np.arange(low, high + step + 1, step))
     plot_histogram(counts.tolist(), edges.tolist(), x="residues", title="Lengths of the records", ax=ax)
 
 
