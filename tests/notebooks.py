@@ -33,6 +33,7 @@ def execute(path: Path) -> Any:
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
+        coalesce_streams=True,  # the kernel cuts what is printed into messages as its clock says
     )
     client.execute(env={**os.environ, "BIOXFER_OFFLINE": "1", "MPLBACKEND": "agg"})
     notebook.metadata.pop("widgets", None)
