@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from string import ascii_lowercase, ascii_uppercase
 from types import MappingProxyType
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
 LETTERS = "ACGTRYSWKMBDHVN"
 """The four nucleotides of DNA and their IUPAC ambiguity codes."""
 
+_UPPER = str.maketrans(ascii_lowercase + "Uu", ascii_uppercase + "TT")
 _COMPLEMENT = str.maketrans(LETTERS, "TGCAYRSWMKVHDBN")
 NO_NUCLEOTIDE = re.compile(f"[^{LETTERS}]")
 """Finds what is not one of the IUPAC codes of DNA, in upper case."""
@@ -38,7 +40,8 @@ NO_NUCLEOTIDE = re.compile(f"[^{LETTERS}]")
 
 def as_dna(sequence: str) -> str:
     """Return DNA or RNA in upper case, with T for U, without white space."""
-    return remove_white_space(sequence).upper().replace("U", "T")
+    # Of ASCII alone: to str.upper(), the one letter "ß" is SS, two codes of nucleotides.
+    return remove_white_space(sequence).translate(_UPPER)
 
 
 def reverse_complement(text: str) -> str:

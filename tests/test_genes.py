@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -267,6 +268,9 @@ def test_options_out_of_range_are_refused():
         read(GENE, "six-frame", min_orf=0)
     with pytest.raises(UsageError, match=r"--gff says where .* and --translate orf looks for them itself"):
         Translation("orf", gff="a.gff")
+    for made in (lambda: read(GENE, "genes", table=4), lambda: Translation("genes", 4)):
+        with pytest.raises(UsageError, match="gene calls bring their own genetic code, 11 or 4"):
+            made()
 
 
 def test_read_coding_tells_what_is_odd():
@@ -457,6 +461,8 @@ def test_annotated_coding_sequences_are_read(make, text, feature, protein, said,
         ("ATGAAATAA", "join(1..3,J00194.1:4..9)", "a part of it lies in another entry"),
         ("ATGAAATAA", "1...9", "its location cannot be read"),
         ("ATG-AATAA", "1..9", "'-' in it is not a nucleotide"),
+        ("ATGAAATAA", "3^4", "it has no whole codon"),
+        ("ATGAAATAA", "<1..3 codon_start=2", "it has no whole codon"),
         ("", "1..9", "TEST1.1 has no sequence, and the annotation states no protein"),
     ],
 )
@@ -513,6 +519,20 @@ def test_ids_are_names_that_no_other_coding_sequence_has(make):
     twice = make(genbank("ATGAAATAA", "1..9 gene=g") + genbank("ATGAAATAA", "1..9 gene=g", name="TEST2"))
     with pytest.raises(DuplicateIdError, match="id 'g' is already used in line 1"):
         read_sequences(twice)
+
+
+def test_reading_leaves_the_filters_of_warnings_as_they_are(make):
+    text = genbank(GENE, f"1..{len(GENE)} gene=a", "3..1 gene=b")  # of the second, Biopython warns
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        records = iter_proteins(make(text))
+        assert next(records).sequence == PROTEIN
+        assert list(warnings.filters) == before  # while the file is still open, too
+        (other,) = records
+        assert list(warnings.filters) == before
+    assert other.note == "not translated: its location cannot be read"
+    assert not seen
 
 
 def test_the_genetic_code_of_the_option_is_of_those_that_state_none(make):
@@ -688,6 +708,18 @@ def test_a_phase_that_contradicts_the_frame_is_told(annotated):
     assert right.sequence == wrong.sequence == "MAWKL"
     assert "phase" not in right.note
     assert "phase 2 of line 3 is not that of the frame" in wrong.note
+
+
+def test_prodigal_states_its_genetic_code_above_its_genes(annotated):
+    model = 'version=Prodigal.v2.6.3;run_type=Single;model="Ab initio";gc_cont=50.7;transl_table={};uses_sd=1'
+    rows = "".join(
+        f"# Sequence Data: seqnum={number};seqlen=12\n# Model Data: {model.format(code)}\n"
+        + gff(f"{name} . CDS 1 12 . + 0 ID={number}_1;partial=00;start_type=GTG").partition("\n")[2]
+        for number, name, code in ((1, "c1", 11), (2, "c2", 4))
+    )
+    contigs = {"c1": "GTGTGGAAATGA", "c2": "GTGTGAAAATAA"}
+    first, second = annotated(contigs, text="##gff-version  3\n" + rows)
+    assert [(r.sequence, r.origin.genetic_code) for r in (first, second)] == [("MWK", 11), ("MWK", 4)]
 
 
 def test_alternatives_of_one_gene_stay_apart(annotated):
@@ -938,6 +970,11 @@ def test_python_translates_as_the_command_line_does(toy_backbone):
     assert found.lengths == [len(PROTEIN)] * 2
     assert np.array_equal(found.vectors[0], found.vectors[1])
     assert found.messages[1] == "auto: read as a protein"
+    gapped = f"{GENE[:9]}---{GENE[9:]}"
+    for here, there in ((True, False), (False, True)):
+        translation = bx.Translation("cds", degap=there)
+        degapped = bx.embed([gapped], model=toy_backbone, degap=here, translation=translation)
+        assert np.array_equal(degapped.vectors[0], found.vectors[0])
     with pytest.raises(UsageError, match="a GFF3 file goes with a file of sequences; give its path"):
         bx.embed([GENE], model=toy_backbone, translation=bx.Translation(gff="a.gff"))
 

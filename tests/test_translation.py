@@ -53,6 +53,9 @@ def test_a_complete_sequence_begins_with_methionine_whatever_its_start_codon():
         ("ATGG", "not translated: its length, 4, is not a multiple of three"),
         ("ATGEAA", "not translated: 'E' at 4 is not a nucleotide"),
         ("ATG-AA", "not translated: '-' at 4 is not a nucleotide"),
+        # What Python's upper() makes letters of nucleotides of, and even two of one.
+        ("ATGßA", "not translated: 'U+00DF' at 4 is not a nucleotide"),
+        ("ATGſAA", "not translated: 'U+017F' at 4 is not a nucleotide"),
         ("TAA", "translated from 3 nucleotides, a stop codon alone"),
     ],
 )
