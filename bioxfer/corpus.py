@@ -96,7 +96,8 @@ class Corpus:
             raise InputError(f"no such file: {path}; check the name and the folder")
         start, lines = open_lines(path)
         if ".txt" not in path.suffixes or start.startswith(b">"):
-            cleaned = (clean_protein(record).residues for record in iter_proteins(path, translation))
+            records = iter_proteins(path, translation, tell=True)
+            cleaned = (clean_protein(record).residues for record in records)
             return cls.from_sequences([residues for residues in cleaned if residues])
         if translation.traced:
             raise UsageError(f"{path} has one protein a line, and these are not translated; give a FASTA")

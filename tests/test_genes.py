@@ -28,6 +28,7 @@ from bioxfer.errors import (
 from bioxfer.genes import Translation, translate
 from bioxfer.io import iter_proteins, read_sequences
 from bioxfer.sequences import ORIGIN_COLUMNS, SequenceRecord
+from bioxfer.splitting import read_to_split
 from bioxfer.training import read_labelled
 
 CODON = {"A": "GCT", "C": "TGC", "D": "GAT", "E": "GAA", "F": "TTT", "G": "GGT", "H": "CAT", "I": "ATT",
@@ -954,6 +955,37 @@ def test_training_and_splitting_read_genes_too(bench, tmp_path):
     named = bench.write("six.csv", "id,label\nc1_1,oily\n")
     found = read_labelled(rows, named, translation=Translation("six-frame", min_orf=50))
     assert [(r.id, r.sequence, r.label) for r in found] == [("c1_1", PROTEIN, "oily")]
+
+
+def test_what_was_translated_is_told_where_no_row_tells_it(make, caplog):
+    caplog.set_level("INFO", "bioxfer")
+    rows = f"id,sequence,label\na,{GENE},x\nb,{GENE[:-1]},y\nc,{PROTEIN},x\nd,{GENE[:-3]},y\ne,{GENE[1:]},y\n"
+    path = make(rows, "in.csv")
+    for read_all in (
+        lambda how: read_labelled(path, None, translation=how),
+        lambda how: read_to_split(path, translation=how),
+        lambda how: Corpus.read([path], how),
+    ):
+        caplog.clear()
+        read_all(Translation("cds"))
+        (told,) = [each for each in caplog.records if "translat" in each.message]
+        assert told.levelname == "WARNING"
+        assert told.message == (
+            f"{path}: 2 proteins translated, 1 of them with something odd (such as record 'd': no stop "
+            f"codon); 3 records not translated (such as record 'b', line 3: its length, {len(GENE) - 1}, is not a "
+            "multiple of three)"
+        )
+        caplog.clear()
+        read_all(Translation("auto"))
+        (told,) = [each for each in caplog.records if "translat" in each.message]
+        assert told.levelname == "INFO"
+        assert told.message.startswith(f"{path}: 4 proteins translated, ")
+        assert told.message.endswith("; 1 record read as a protein")
+        caplog.clear()
+        read_all(Translation())
+        assert not [each for each in caplog.records if "translated" in each.message]
+    Corpus.read([make(genbank(GENE, f"1..{len(GENE)} gene=a"))])
+    assert caplog.records[-1].message.endswith("in.gb: 1 protein translated")
 
 
 def test_a_corpus_of_genes_is_one_of_proteins(make):
