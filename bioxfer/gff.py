@@ -21,6 +21,12 @@ _TRANSCRIPTS = {"mRNA", "transcript", "primary_transcript", "V_gene_segment", "C
 
 _TELLING = ("locus_tag", "protein_id", "Name")  # names of a coding sequence, not of a line
 
+# All that is read of the attributes; those of a large genome would fill the memory.
+_READ = {
+    *("ID", "Parent", "Is_circular", "gene", "part", "partial", "start_range", "end_range", "pseudo"),
+    *("exception", "transl_table", "transl_except", "translation", *_TELLING),
+}
+
 _MODEL_CODE = re.compile(r"\btransl_table=(\d+)")
 
 _SHIFTS = {".": "1", "0": "1", "1": "2", "2": "3"}  # GFF's phase, as GenBank's codon_start
@@ -153,8 +159,9 @@ def _attributes(text: str, kind: str, source: str, number: int) -> dict[str, str
                     "file to GFF3"
                 )
             continue
-        # Commas part the values of one attribute; those inside one are escaped.
-        said[name] = value if name == "Parent" else _unescape(value)
+        if name in _READ:
+            # Commas part the values of one attribute; those inside one are escaped.
+            said[name] = value if name == "Parent" else _unescape(value)
     return said
 
 

@@ -303,7 +303,7 @@ def _parse_sequences(
         return
     if format == "fasta" or (format == "auto" and start.startswith(b">")):
         yield from _parse_fasta(lines, source)
-    elif format == "genbank" or (format == "auto" and start.startswith(b"LOCUS ")):
+    elif format == "genbank" or (format == "auto" and _is_genbank(start)):
         yield from parse_genbank(lines, source, table=genetic_code, features=features)
     elif format == "fastq" or (format == "auto" and start.startswith(b"@") and not start.startswith(_SAM)):
         yield from _parse_fastq(lines, source)
@@ -315,6 +315,11 @@ def _parse_sequences(
             if start.startswith(magic):
                 raise FormatError(f"{source} looks like {what}, not like FASTA; convert it to FASTA first")
         yield from _parse_fasta(lines, source)
+
+
+def _is_genbank(start: bytes) -> bool:
+    # The files of a release begin with a title.
+    return start.startswith(b"LOCUS ") or b"Genetic Sequence Data Bank" in start.splitlines()[0]
 
 
 def _is_sequence_table(path: str | os.PathLike[str], start: bytes) -> bool:

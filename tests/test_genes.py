@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from io import StringIO
 
 import numpy as np
 import pytest
+from Bio import SeqIO
 from Bio.Data.CodonTable import unambiguous_dna_by_id
 from Bio.Seq import Seq
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from toys import fasta, one_sentence, proteins, run, table
 
 import bioxfer as bx
+from bioxfer.annotated import parse_genbank
 from bioxfer.codons import read_coding, read_genetic_code
 from bioxfer.corpus import Corpus
 from bioxfer.errors import (
@@ -571,6 +574,45 @@ def test_genbank_is_read_with_any_line_end(make):
         assert read_sequences(path) == known
 
 
+def test_a_file_of_a_genbank_release_begins_with_its_title(make):
+    title = "GBVRL1.SEQ           Genetic Sequence Data Bank\n                          October 15 2013\n\n"
+    title += "   1 loci,   171 bases, from  1 reported sequences\n\n"
+    (record,) = read_sequences(make(title + genbank(GENE, f"1..{len(GENE)} gene=a"), "gbvrl1.seq"))
+    assert (record.id, record.sequence, record.line) == ("a", PROTEIN, 6)
+
+
+@settings(max_examples=150)
+@given(data=st.data(), text=st.text("ACGTN", min_size=12, max_size=60), number=st.sampled_from([1, 2, 4, 11]))
+def test_locations_are_read_as_biopython_reads_them(data, text, number):
+    cuts = data.draw(st.lists(st.integers(1, len(text)), min_size=2, max_size=8, unique=True).map(sorted))
+    parts = [f"{a}..{b}" for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    parts[0] = data.draw(st.sampled_from(["", "<"])) + parts[0]
+    parts[-1] = parts[-1].replace("..", data.draw(st.sampled_from(["..", "..>"])))
+    back = [data.draw(st.booleans()) for _ in parts]
+    parts = [f"complement({part})" if turned else part for part, turned in zip(parts, back, strict=True)]
+    location = f"join({','.join(parts)})" if len(parts) > 1 else parts[0]
+    if not any(back) and data.draw(st.booleans()):
+        location = f"complement({location})"
+    shift = data.draw(st.integers(1, 3))
+    entry = genbank(text, f"{location} gene=a codon_start={shift} transl_table={number}")
+    (record,) = parse_genbank(enumerate(entry.encode().splitlines(keepends=True), 1), "in.gb")
+    (feature,) = [f for f in SeqIO.read(StringIO(entry), "genbank").features if f.type == "CDS"]
+    coding = feature.extract(Seq(text))[shift - 1 :]
+    known = str(coding[: len(coding) // 3 * 3].translate(table=number))
+    if not known:
+        assert record.note == "not translated: it has no whole codon"
+        return
+    if "start codon" in record.note and "read as M" in record.note:
+        known = "M" + known[1:]
+    if len(coding) % 3 == 0:
+        known = known.removesuffix("*")
+    assert record.sequence == known
+    # The first codon that was read begins where the table says, on either strand.
+    place = feature.location.parts[0]
+    first = place.start + shift if place.strand == 1 else len(text) - place.end + shift
+    assert abs(record.origin.frame) == (first - 1) % 3 + 1
+
+
 # --- GFF3 --------------------------------------------------------------------------------------------
 
 
@@ -972,8 +1014,8 @@ def test_what_was_translated_is_told_where_no_row_tells_it(make, caplog):
         assert told.levelname == "WARNING"
         assert told.message == (
             f"{path}: 2 proteins translated, 1 of them with something odd (such as record 'd': no stop "
-            f"codon); 3 records not translated (such as record 'b', line 3: its length, {len(GENE) - 1}, is not a "
-            "multiple of three)"
+            f"codon); 3 records not translated (such as record 'b', line 3: its length, {len(GENE) - 1}, is "
+            "not a multiple of three)"
         )
         caplog.clear()
         read_all(Translation("auto"))
