@@ -19,7 +19,7 @@ from toys import fasta, one_sentence, proteins, run, table
 import bioxfer as bx
 from bioxfer.annotated import parse_genbank
 from bioxfer.codons import read_coding, read_genetic_code
-from bioxfer.corpus import Corpus
+from bioxfer.corpus import Corpus, read_source, read_test_proteins
 from bioxfer.errors import (
     DuplicateIdError,
     FormatError,
@@ -30,6 +30,7 @@ from bioxfer.errors import (
 )
 from bioxfer.genes import Translation, translate
 from bioxfer.io import iter_proteins, read_sequences
+from bioxfer.pretrain import PretrainOptions, pretrain
 from bioxfer.sequences import ORIGIN_COLUMNS, SequenceRecord
 from bioxfer.splitting import read_to_split
 from bioxfer.training import read_labelled
@@ -1025,7 +1026,7 @@ def test_what_was_translated_is_told_where_no_row_tells_it(make, caplog):
         assert told.message.endswith("; 1 record read as a protein")
         caplog.clear()
         read_all(Translation())
-        assert not [each for each in caplog.records if "translated" in each.message]
+        assert "proteins translated" not in caplog.text
     Corpus.read([make(genbank(GENE, f"1..{len(GENE)} gene=a"))])
     assert caplog.records[-1].message.endswith("in.gb: 1 protein translated")
 
@@ -1037,6 +1038,35 @@ def test_a_corpus_of_genes_is_one_of_proteins(make):
     assert found.sha256 == known.sha256
     with pytest.raises(UsageError, match=r"c\.txt has one protein a line, and these are not translated"):
         Corpus.read([make(GENE, "c.txt")], Translation("cds"))
+
+
+def test_pretraining_reads_no_nucleotides_as_proteins_without_a_word(make, caplog):
+    genes = make(coding(proteins(3)), "g.fasta")
+    Corpus.read([genes])
+    assert "record 'p0' (" in caplog.text
+    assert "use --translate cds if it is a coding sequence" in caplog.text
+    assert "(3 of 3 records look so)" in caplog.text
+    rows = make("id,sequence,label\n" + "".join(f"{n},{GENE},{n}.5\n" for n in range(12)), "g.csv")
+    for read_table in (read_test_proteins, read_source):
+        caplog.clear()
+        read_table(rows)
+        assert caplog.messages == [
+            f"{rows}: 12 of 12 records look like nucleotides where proteins are expected; --translate is for "
+            "the corpus and --valid, so give a table of the proteins"
+        ]
+
+
+def test_pretraining_is_judged_on_the_proteins_of_genes(make):
+    some = proteins(4)
+    options = PretrainOptions(width=64, layers=1, batch_tokens=512, steps=1)
+    judged = [
+        pretrain([path], path.with_suffix(".safetensors"), options=options, translation=how, valid=path)
+        for path, how in (
+            (make(fasta(some), "p.fasta"), None),
+            (make(coding(some), "g.fasta"), Translation("cds")),
+        )
+    ]
+    assert judged[0]["validation"] == judged[1]["validation"]
 
 
 def test_python_translates_as_the_command_line_does(toy_backbone):
