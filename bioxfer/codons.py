@@ -130,7 +130,7 @@ def count_ambiguous(protein: Iterable[str]) -> list[str]:
     return [f"{number} ambiguous codon{'s' * (number > 1)} read as X"] if number else []
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)  # NCBI has 27, and one file of mitochondria ten of them
 def read_genetic_code(table: int) -> tuple[Mapping[str, str], frozenset[str], frozenset[str]]:
     """Look a genetic code up in Biopython's copy of NCBI's tables.
 
@@ -166,7 +166,7 @@ def read_genetic_code(table: int) -> tuple[Mapping[str, str], frozenset[str], fr
     return MappingProxyType(codons), frozenset(code.start_codons), stops
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)  # NCBI has 27, and one file of mitochondria ten of them
 def code_arrays(
     table: int,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

@@ -10,6 +10,7 @@ from Bio.Seq import Seq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bioxfer.codons import read_genetic_code
 from bioxfer.errors import UsageError
 from bioxfer.genes import translate_cds
 from bioxfer.sequences import SequenceRecord, clean_protein
@@ -37,6 +38,12 @@ def test_every_genetic_code_keeps_its_amino_acids_and_its_stop(table):
     wanted = "".join(code.forward_table[codon] for codon in codons)
     for stop in code.stop_codons:
         assert protein_of("".join([*codons, stop]), table=table) == wanted
+
+
+def test_a_file_of_many_genetic_codes_makes_each_once():
+    first = [read_genetic_code(table) for table in unambiguous_dna_by_id]
+    again = [read_genetic_code(table) for table in unambiguous_dna_by_id]
+    assert all(a is b for a, b in zip(first, again, strict=True))
 
 
 def test_a_complete_sequence_begins_with_methionine_whatever_its_start_codon():
