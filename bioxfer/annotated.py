@@ -130,30 +130,43 @@ def parse_genbank(
     FormatError
         An entry is damaged or cut off.
     """
-    import warnings
+    from Bio import SeqIO
 
-    from Bio import BiopythonParserWarning, SeqIO
-
-    # What its parser only warns of is found and told here.
-    warnings.filterwarnings("ignore", category=BiopythonParserWarning)
     begun: list[tuple[int, str]] = []
     handle = TextLines(_close_features(lines, begun))
     count = 0
     parse: Callable[..., Iterator[Any]] = SeqIO.parse
     try:
-        for entry in parse(handle, "genbank"):
+        for entry in _quietly(parse(handle, "genbank")):
             count += 1
             yield from _read_entry(entry, source, begun[-1], table, features)
     except FormatError:
         raise
     except Exception as error:  # its parser raises whatever a malformed line leads to
         raise FormatError(
-            f"{source}, line {handle.number}: not a GenBank entry as it should be ({error}); fetch it again"
+            f"{source}, line {handle.number}: not a GenBank entry as it should be ({error}); mend the "
+            "file or fetch it again"
         ) from error
     if count < len(begun):
         raise FormatError(
             f"{source}, line {begun[-1][0]}: a GenBank entry begins here and has no end; fetch the file again"
         )
+
+
+def _quietly(entries: Iterator[Any]) -> Iterator[Any]:
+    """Pass entries on without the warnings of Biopython's parser, whose causes are found and told here."""
+    import warnings
+
+    from Bio import BiopythonParserWarning
+
+    while True:
+        # Only while it parses: a filter set around a yield would hold for whoever asked for the entry.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BiopythonParserWarning)
+            entry = next(entries, None)
+        if entry is None:
+            return
+        yield entry
 
 
 def _close_features(
@@ -325,6 +338,8 @@ def _translate_region(
     foreign = NO_NUCLEOTIDE.search(coding)
     if foreign is not None:
         return _without(made, f"{foreign.group()!r} in it is not a nucleotide", source)
+    if len(coding) < region.codon_start + 2:
+        return _without(made, "it has no whole codon", source)
     exceptions, unread = _read_exceptions(region)
     protein, odd_codons = read_coding(
         coding,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from string import ascii_lowercase, ascii_uppercase
 from types import MappingProxyType
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
 LETTERS = "ACGTRYSWKMBDHVN"
 """The four nucleotides of DNA and their IUPAC ambiguity codes."""
 
+_UPPER = str.maketrans(ascii_lowercase + "Uu", ascii_uppercase + "TT")
 _COMPLEMENT = str.maketrans(LETTERS, "TGCAYRSWMKVHDBN")
 NO_NUCLEOTIDE = re.compile(f"[^{LETTERS}]")
 """Finds what is not one of the IUPAC codes of DNA, in upper case."""
@@ -38,7 +40,8 @@ NO_NUCLEOTIDE = re.compile(f"[^{LETTERS}]")
 
 def as_dna(sequence: str) -> str:
     """Return DNA or RNA in upper case, with T for U, without white space."""
-    return remove_white_space(sequence).upper().replace("U", "T")
+    # Of ASCII alone: to str.upper(), the one letter "ß" is SS, two codes of nucleotides.
+    return remove_white_space(sequence).translate(_UPPER)
 
 
 def reverse_complement(text: str) -> str:
@@ -127,7 +130,7 @@ def count_ambiguous(protein: Iterable[str]) -> list[str]:
     return [f"{number} ambiguous codon{'s' * (number > 1)} read as X"] if number else []
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)  # NCBI has 27, and one file of mitochondria ten of them
 def read_genetic_code(table: int) -> tuple[Mapping[str, str], frozenset[str], frozenset[str]]:
     """Look a genetic code up in Biopython's copy of NCBI's tables.
 
@@ -163,7 +166,7 @@ def read_genetic_code(table: int) -> tuple[Mapping[str, str], frozenset[str], fr
     return MappingProxyType(codons), frozenset(code.start_codons), stops
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)  # NCBI has 27, and one file of mitochondria ten of them
 def code_arrays(
     table: int,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

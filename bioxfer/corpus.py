@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from bioxfer.backbones.packing import Pack, pack_tokens
 from bioxfer.errors import InputError, LabelError, UsageError
 from bioxfer.genes import Translation
 from bioxfer.residue_tasks import UNRESOLVED, look_like_residue_labels
-from bioxfer.sequences import SequenceRecord, clean_protein
+from bioxfer.sequences import SequenceRecord, clean_protein, looks_like_nucleotides, tell_nucleotides
 from bioxfer.tasks import Regression, look_continuous, task_from_name
 
 __all__ = [
@@ -96,14 +96,40 @@ class Corpus:
             raise InputError(f"no such file: {path}; check the name and the folder")
         start, lines = open_lines(path)
         if ".txt" not in path.suffixes or start.startswith(b">"):
-            cleaned = (clean_protein(record).residues for record in iter_proteins(path, translation))
-            return cls.from_sequences([residues for residues in cleaned if residues])
+            cleaned = _clean(iter_proteins(path, translation, tell=True))
+            return cls.from_sequences([residues for _, residues in cleaned if residues])
         if translation.traced:
             raise UsageError(f"{path} has one protein a line, and these are not translated; give a FASTA")
         sequences = [line.strip().upper() for _, line in lines]
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         bounds = np.concatenate(([0], lengths[lengths > 0].cumsum()))
         return cls(tokenize(b"".join(sequences)), bounds)
+
+
+def _clean(
+    records: Iterable[SequenceRecord], *, degap: bool = False, table: Path | None = None
+) -> Iterator[tuple[SequenceRecord, str]]:
+    """Give each record with its residues, and warn at the end if some look like nucleotides."""
+    count = odd = 0
+    first: SequenceRecord | None = None
+    for record in records:
+        count += 1
+        residues = clean_protein(record, degap=degap).residues
+        translated = record.origin is not None and record.origin.start is not None
+        if not translated and looks_like_nucleotides(residues):
+            odd += 1
+            first = first or record
+        yield record, residues
+    if first is not None and table is None:
+        log.warning("%s (%d of %d records look so)", tell_nucleotides(first), odd, count)
+    elif first is not None:
+        log.warning(
+            "%s: %d of %d records look like nucleotides where proteins are expected; --translate is for the "
+            "corpus and --valid, so give a table of the proteins",
+            table,
+            odd,
+            count,
+        )
 
 
 def _hash(*arrays: NDArray[Any]) -> str:
@@ -187,7 +213,7 @@ def read_source(path: str | Path, *, unlike: Sequence[str] = ()) -> SourceTable:
 
     path = Path(path)
     name = name_source(path)
-    read = [(record, clean_protein(record, degap=True).residues) for record in read_sequences(path)]
+    read = list(_clean(read_sequences(path), degap=True, table=path))
     records = [record for record, residues in read if residues]
     sequences = [residues for _, residues in read if residues]
     labels = _take_labels(path, records)
@@ -296,8 +322,7 @@ def read_test_proteins(path: str | Path) -> list[str]:
             "excluded; rename them, or drop the column to exclude all rows"
         )
     chosen = [record for record in records if record.split is None or record.split in testing]
-    cleaned = (clean_protein(record, degap=True).residues for record in chosen)
-    return [residues for residues in cleaned if residues]
+    return [residues for _, residues in _clean(chosen, degap=True, table=Path(path)) if residues]
 
 
 @dataclass(frozen=True, slots=True)

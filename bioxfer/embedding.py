@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal, get_args
@@ -384,7 +384,7 @@ def embed(
     try:
         rows = list(
             embed_records(
-                as_records(records, translation=translation),
+                as_records(records, translation=translation, degap=degap),
                 backbone,
                 layer=layer,
                 pools=(pool,),
@@ -431,6 +431,7 @@ def as_records(
     *,
     on_duplicate: OnDuplicate = "error",
     translation: Translation | None = None,
+    degap: bool = False,
 ) -> Iterator[SequenceRecord]:
     """Read a file, or name bare sequences ``seq1``, ``seq2``, ... by their place.
 
@@ -442,23 +443,28 @@ def as_records(
         What to do with equal ids of a file.
     translation : Translation, optional
         How nucleotides become proteins.
+    degap : bool, optional
+        Remove gaps before that, as `translation` may ask itself.
 
     Yields
     ------
     SequenceRecord
         In order.
     """
+    wanted = translation or Translation()
+    wanted = replace(wanted, degap=wanted.degap or degap)
     if isinstance(records, (str, os.PathLike)):
-        yield from iter_proteins(records, translation, on_duplicate=on_duplicate)
+        yield from iter_proteins(records, wanted, on_duplicate=on_duplicate)
         return
     named = (
         SequenceRecord(f"seq{number}", record) if isinstance(record, str) else record
         for number, record in enumerate(records, start=1)
     )
-    wanted = translation or Translation()
     if wanted.gff is not None:
         raise UsageError("a GFF3 file goes with a file of sequences; give its path")
-    yield from translate(named, wanted.how, table=wanted.genetic_code, min_orf=wanted.min_orf)
+    yield from translate(
+        named, wanted.how, table=wanted.genetic_code, min_orf=wanted.min_orf, degap=wanted.degap
+    )
 
 
 def _prepare(

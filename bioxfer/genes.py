@@ -115,6 +115,10 @@ def _check(how: str, table: int, min_orf: int) -> None:
     if how not in get_args(How):
         raise UsageError(f"how to translate is {how!r}; choose from {', '.join(get_args(How))}")
     read_genetic_code(table)
+    if how == "genes" and table != 1:
+        raise UsageError(
+            f"gene calls bring their own genetic code, 11 or 4, as Prodigal finds it; leave code {table} out"
+        )
     if min_orf < 1:
         raise UsageError(f"the shortest open reading frame is {min_orf} residues; choose 1 or more")
 

@@ -21,6 +21,14 @@ _TRANSCRIPTS = {"mRNA", "transcript", "primary_transcript", "V_gene_segment", "C
 
 _TELLING = ("locus_tag", "protein_id", "Name")  # names of a coding sequence, not of a line
 
+# All that is read of the attributes; those of a large genome would fill the memory.
+_READ = {
+    *("ID", "Parent", "Is_circular", "gene", "part", "partial", "start_range", "end_range", "pseudo"),
+    *("exception", "transl_table", "transl_except", "translation", *_TELLING),
+}
+
+_MODEL_CODE = re.compile(r"\btransl_table=(\d+)")
+
 _SHIFTS = {".": "1", "0": "1", "1": "2", "2": "3"}  # GFF's phase, as GenBank's codon_start
 
 
@@ -40,7 +48,8 @@ def read_gff(path: str | os.PathLike[str]) -> dict[str, list[CodingRegion]]:
     Lines of type CDS belong together if they bear one ID; or, without an ID, one Parent; or, where each has
     an ID of its own, if one transcript is the Parent of all, they do not overlap, and no name (locus_tag,
     protein_id, Name) tells them apart. They are read in the order of their places, unless ``part=`` tells
-    another, or the sequence is circular and they lie on both sides of its first letter.
+    another, or the sequence is circular and they lie on both sides of its first letter. Their genetic code is
+    that of ``transl_table=``, or of the comment ``# Model Data:`` that Prodigal writes above them.
 
     Parameters
     ----------
@@ -61,10 +70,14 @@ def read_gff(path: str | os.PathLike[str]) -> dict[str, list[CodingRegion]]:
     found: list[tuple[str, _Line]] = []
     transcripts: set[str] = set()
     circles: dict[str, int] = {}  # letters of circular sequences
+    code = ""  # that Prodigal states above the genes of each sequence
     for number, raw in open_lines(path)[1]:
         text = decode(raw).strip("\r\n")
         if text.startswith("##FASTA") or text.startswith(">"):
             break
+        if text.startswith("# Model Data:"):
+            stated = _MODEL_CODE.search(text)
+            code = stated[1] if stated else ""
         if not text.strip() or text.startswith("#"):
             continue
         cells = text.split("\t")
@@ -80,6 +93,8 @@ def read_gff(path: str | os.PathLike[str]) -> dict[str, list[CodingRegion]]:
         if said.get("Is_circular") == "true" and cells[4].isascii() and cells[4].isdigit():
             circles[name] = int(cells[4])
         if cells[2] == "CDS":
+            if code:
+                said.setdefault("transl_table", code)
             found.append((name, _Line(number, *_span(cells, source, number), cells[6], cells[7], said)))
     if not found:
         raise FormatError(f"{source} holds no line of type CDS; give the GFF3 file with the coding sequences")
@@ -144,8 +159,9 @@ def _attributes(text: str, kind: str, source: str, number: int) -> dict[str, str
                     "file to GFF3"
                 )
             continue
-        # Commas part the values of one attribute; those inside one are escaped.
-        said[name] = value if name == "Parent" else _unescape(value)
+        if name in _READ:
+            # Commas part the values of one attribute; those inside one are escaped.
+            said[name] = value if name == "Parent" else _unescape(value)
     return said
 
 

@@ -197,6 +197,7 @@ def iter_proteins(
     translation: Translation | None = None,
     *,
     on_duplicate: OnDuplicate = "error",
+    tell: bool = False,
 ) -> Iterator[SequenceRecord]:
     """Read sequences one by one, and translate them as they are read.
 
@@ -208,6 +209,8 @@ def iter_proteins(
         How; not at all if not given.
     on_duplicate : {"error", "rename"}
         What to do with a second record of the same id.
+    tell : bool, optional
+        Log at the end what was translated and what was not, where no table has a row for each.
 
     Yields
     ------
@@ -222,6 +225,13 @@ def iter_proteins(
         As `iter_sequences`, `translate` and `read_gff` raise.
     """
     wanted = translation or Translation()
+    records = _read_proteins(path, wanted, on_duplicate)
+    return _tell_translated(records, input_name(path)) if tell else records
+
+
+def _read_proteins(
+    path: str | os.PathLike[str], wanted: Translation, on_duplicate: OnDuplicate
+) -> Iterator[SequenceRecord]:
     code = wanted.genetic_code
     if wanted.gff is None:
         records = iter_sequences(
@@ -245,6 +255,33 @@ def iter_proteins(
     return make_unique(_annotate(records, regions, input_name(wanted.gff), code), "rename")
 
 
+def _tell_translated(records: Iterable[SequenceRecord], source: str) -> Iterator[SequenceRecord]:
+    """Pass records on, and log what became of them if any is of nucleotides."""
+    done = odd = failed = proteins = 0
+    strange = wrong = ""
+    for record in records:
+        origin = record.origin
+        if origin is not None and origin.start is not None:
+            done += 1
+            odd += bool(origin.oddities)
+            if origin.oddities and not strange:
+                strange = f"such as record {record.id!r}: {origin.oddities[0]}"
+        elif origin is not None and not record.sequence:
+            failed += 1
+            reason = record.note.rpartition("not translated: ")[2]
+            wrong = wrong or f"such as record {record.id!r}, line {record.line}: {reason}"
+        else:
+            proteins += bool(record.sequence)
+        yield record
+    if not done + failed:
+        return
+    told = f"{done} protein{'s' * (done != 1)} translated"
+    told += f", {odd} of them with something odd ({strange})" if odd else ""
+    told += f"; {failed} record{'s' * (failed > 1)} not translated ({wrong})" if failed else ""
+    told += f"; {proteins} record{'s' * (proteins > 1)} read as a protein" if proteins else ""
+    (logger.warning if failed else logger.info)("%s: %s", source, told)
+
+
 def _annotate(
     records: Iterable[SequenceRecord], regions: dict[str, list[CodingRegion]], gff: str, code: int
 ) -> Iterator[SequenceRecord]:
@@ -266,7 +303,7 @@ def _parse_sequences(
         return
     if format == "fasta" or (format == "auto" and start.startswith(b">")):
         yield from _parse_fasta(lines, source)
-    elif format == "genbank" or (format == "auto" and start.startswith(b"LOCUS ")):
+    elif format == "genbank" or (format == "auto" and _is_genbank(start)):
         yield from parse_genbank(lines, source, table=genetic_code, features=features)
     elif format == "fastq" or (format == "auto" and start.startswith(b"@") and not start.startswith(_SAM)):
         yield from _parse_fastq(lines, source)
@@ -278,6 +315,11 @@ def _parse_sequences(
             if start.startswith(magic):
                 raise FormatError(f"{source} looks like {what}, not like FASTA; convert it to FASTA first")
         yield from _parse_fasta(lines, source)
+
+
+def _is_genbank(start: bytes) -> bool:
+    # The files of a release begin with a title.
+    return start.startswith(b"LOCUS ") or b"Genetic Sequence Data Bank" in start.splitlines()[0]
 
 
 def _is_sequence_table(path: str | os.PathLike[str], start: bytes) -> bool:

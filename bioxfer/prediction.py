@@ -413,7 +413,7 @@ def predict(
     import pandas as pd
 
     loaded = load_heads([heads] if isinstance(heads, (str, os.PathLike)) else heads)
-    read = as_records(records, on_duplicate=on_duplicate, translation=translation)
+    read = as_records(records, on_duplicate=on_duplicate, translation=translation, degap=degap)
     wanted = name_backbone(loaded[0]) if model is None else model
     fp32: Callable[[], Backbone] | None = None
     if isinstance(wanted, (str, os.PathLike)):

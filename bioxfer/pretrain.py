@@ -361,7 +361,7 @@ def pretrain(
     Parameters
     ----------
     corpus, translation
-        Files for `Corpus.read`, and how their nucleotides become proteins.
+        Files for `Corpus.read`, and how nucleotides in them and in `valid` become proteins.
     out : path
         Weights to write, ``.safetensors``.
     options : PretrainOptions
@@ -398,7 +398,7 @@ def pretrain(
         raise InputError(
             f"{', '.join(map(str, corpus))}: no sequence to learn from; give a FASTA with proteins"
         )
-    held_out = Corpus.read([valid]) if valid is not None else None
+    held_out = Corpus.read([valid], translation) if valid is not None else None
     if held_out is not None and not len(held_out.tokens):
         raise InputError(f"{valid}: no sequence to validate on; give a file with proteins or leave it out")
     if held_out is not None:

@@ -99,7 +99,7 @@ def read_to_split(
     """
     if labels is not None and on_duplicate == "rename":
         raise UsageError("a label file tells records by their ids, so none may be renamed; make ids unique")
-    records = list(iter_proteins(source, translation, on_duplicate=on_duplicate))
+    records = list(iter_proteins(source, translation, on_duplicate=on_duplicate, tell=True))
     if not records:
         raise InputError(f"{source} holds no sequence, so there is nothing to split; give another file")
     if labels is not None:

@@ -80,7 +80,7 @@ def read_labelled(
             f"--translate {translation.how} makes several proteins of one record, and its label cannot be "
             "that of each; name them CONTIG_1, CONTIG_2, ... in a label file (--labels)"
         )
-    records = list(iter_proteins(source, translation, on_duplicate=on_duplicate))
+    records = list(iter_proteins(source, translation, on_duplicate=on_duplicate, tell=True))
     if labels is not None:
         records, report = match_labels(records, read_labels(labels), source=str(labels))
         (log.warning if "without" in report else log.info)("%s", report)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
+from io import StringIO
 
 import numpy as np
 import pytest
+from Bio import SeqIO
 from Bio.Data.CodonTable import unambiguous_dna_by_id
 from Bio.Seq import Seq
 from hypothesis import given, settings
@@ -14,8 +17,9 @@ from hypothesis import strategies as st
 from toys import fasta, one_sentence, proteins, run, table
 
 import bioxfer as bx
+from bioxfer.annotated import parse_genbank
 from bioxfer.codons import read_coding, read_genetic_code
-from bioxfer.corpus import Corpus
+from bioxfer.corpus import Corpus, read_source, read_test_proteins
 from bioxfer.errors import (
     DuplicateIdError,
     FormatError,
@@ -26,7 +30,9 @@ from bioxfer.errors import (
 )
 from bioxfer.genes import Translation, translate
 from bioxfer.io import iter_proteins, read_sequences
+from bioxfer.pretrain import PretrainOptions, pretrain
 from bioxfer.sequences import ORIGIN_COLUMNS, SequenceRecord
+from bioxfer.splitting import read_to_split
 from bioxfer.training import read_labelled
 
 CODON = {"A": "GCT", "C": "TGC", "D": "GAT", "E": "GAA", "F": "TTT", "G": "GGT", "H": "CAT", "I": "ATT",
@@ -267,6 +273,9 @@ def test_options_out_of_range_are_refused():
         read(GENE, "six-frame", min_orf=0)
     with pytest.raises(UsageError, match=r"--gff says where .* and --translate orf looks for them itself"):
         Translation("orf", gff="a.gff")
+    for made in (lambda: read(GENE, "genes", table=4), lambda: Translation("genes", 4)):
+        with pytest.raises(UsageError, match="gene calls bring their own genetic code, 11 or 4"):
+            made()
 
 
 def test_read_coding_tells_what_is_odd():
@@ -457,6 +466,8 @@ def test_annotated_coding_sequences_are_read(make, text, feature, protein, said,
         ("ATGAAATAA", "join(1..3,J00194.1:4..9)", "a part of it lies in another entry"),
         ("ATGAAATAA", "1...9", "its location cannot be read"),
         ("ATG-AATAA", "1..9", "'-' in it is not a nucleotide"),
+        ("ATGAAATAA", "3^4", "it has no whole codon"),
+        ("ATGAAATAA", "<1..3 codon_start=2", "it has no whole codon"),
         ("", "1..9", "TEST1.1 has no sequence, and the annotation states no protein"),
     ],
 )
@@ -515,6 +526,20 @@ def test_ids_are_names_that_no_other_coding_sequence_has(make):
         read_sequences(twice)
 
 
+def test_reading_leaves_the_filters_of_warnings_as_they_are(make):
+    text = genbank(GENE, f"1..{len(GENE)} gene=a", "3..1 gene=b")  # of the second, Biopython warns
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        records = iter_proteins(make(text))
+        assert next(records).sequence == PROTEIN
+        assert list(warnings.filters) == before  # while the file is still open, too
+        (other,) = records
+        assert list(warnings.filters) == before
+    assert other.note == "not translated: its location cannot be read"
+    assert not seen
+
+
 def test_the_genetic_code_of_the_option_is_of_those_that_state_none(make):
     path = make(genbank("ATGTGAATAAGA", "1..12 gene=a", "1..12 gene=b transl_table=1"))
     mine, stated = iter_proteins(path, Translation("auto", 2))
@@ -548,6 +573,45 @@ def test_genbank_is_read_with_any_line_end(make):
         path = make("")
         path.write_bytes(text.replace("\n", end).encode())
         assert read_sequences(path) == known
+
+
+def test_a_file_of_a_genbank_release_begins_with_its_title(make):
+    title = "GBVRL1.SEQ           Genetic Sequence Data Bank\n                          October 15 2013\n\n"
+    title += "   1 loci,   171 bases, from  1 reported sequences\n\n"
+    (record,) = read_sequences(make(title + genbank(GENE, f"1..{len(GENE)} gene=a"), "gbvrl1.seq"))
+    assert (record.id, record.sequence, record.line) == ("a", PROTEIN, 6)
+
+
+@settings(max_examples=150)
+@given(data=st.data(), text=st.text("ACGTN", min_size=12, max_size=60), number=st.sampled_from([1, 2, 4, 11]))
+def test_locations_are_read_as_biopython_reads_them(data, text, number):
+    cuts = data.draw(st.lists(st.integers(1, len(text)), min_size=2, max_size=8, unique=True).map(sorted))
+    parts = [f"{a}..{b}" for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    parts[0] = data.draw(st.sampled_from(["", "<"])) + parts[0]
+    parts[-1] = parts[-1].replace("..", data.draw(st.sampled_from(["..", "..>"])))
+    back = [data.draw(st.booleans()) for _ in parts]
+    parts = [f"complement({part})" if turned else part for part, turned in zip(parts, back, strict=True)]
+    location = f"join({','.join(parts)})" if len(parts) > 1 else parts[0]
+    if not any(back) and data.draw(st.booleans()):
+        location = f"complement({location})"
+    shift = data.draw(st.integers(1, 3))
+    entry = genbank(text, f"{location} gene=a codon_start={shift} transl_table={number}")
+    (record,) = parse_genbank(enumerate(entry.encode().splitlines(keepends=True), 1), "in.gb")
+    (feature,) = [f for f in SeqIO.read(StringIO(entry), "genbank").features if f.type == "CDS"]
+    coding = feature.extract(Seq(text))[shift - 1 :]
+    known = str(coding[: len(coding) // 3 * 3].translate(table=number))
+    if not known:
+        assert record.note == "not translated: it has no whole codon"
+        return
+    if "start codon" in record.note and "read as M" in record.note:
+        known = "M" + known[1:]
+    if len(coding) % 3 == 0:
+        known = known.removesuffix("*")
+    assert record.sequence == known
+    # The first codon that was read begins where the table says, on either strand.
+    place = feature.location.parts[0]
+    first = place.start + shift if place.strand == 1 else len(text) - place.end + shift
+    assert abs(record.origin.frame) == (first - 1) % 3 + 1
 
 
 # --- GFF3 --------------------------------------------------------------------------------------------
@@ -688,6 +752,18 @@ def test_a_phase_that_contradicts_the_frame_is_told(annotated):
     assert right.sequence == wrong.sequence == "MAWKL"
     assert "phase" not in right.note
     assert "phase 2 of line 3 is not that of the frame" in wrong.note
+
+
+def test_prodigal_states_its_genetic_code_above_its_genes(annotated):
+    model = 'version=Prodigal.v2.6.3;run_type=Single;model="Ab initio";gc_cont=50.7;transl_table={};uses_sd=1'
+    rows = "".join(
+        f"# Sequence Data: seqnum={number};seqlen=12\n# Model Data: {model.format(code)}\n"
+        + gff(f"{name} . CDS 1 12 . + 0 ID={number}_1;partial=00;start_type=GTG").partition("\n")[2]
+        for number, name, code in ((1, "c1", 11), (2, "c2", 4))
+    )
+    contigs = {"c1": "GTGTGGAAATGA", "c2": "GTGTGAAAATAA"}
+    first, second = annotated(contigs, text="##gff-version  3\n" + rows)
+    assert [(r.sequence, r.origin.genetic_code) for r in (first, second)] == [("MWK", 11), ("MWK", 4)]
 
 
 def test_alternatives_of_one_gene_stay_apart(annotated):
@@ -924,6 +1000,37 @@ def test_training_and_splitting_read_genes_too(bench, tmp_path):
     assert [(r.id, r.sequence, r.label) for r in found] == [("c1_1", PROTEIN, "oily")]
 
 
+def test_what_was_translated_is_told_where_no_row_tells_it(make, caplog):
+    caplog.set_level("INFO", "bioxfer")
+    rows = f"id,sequence,label\na,{GENE},x\nb,{GENE[:-1]},y\nc,{PROTEIN},x\nd,{GENE[:-3]},y\ne,{GENE[1:]},y\n"
+    path = make(rows, "in.csv")
+    for read_all in (
+        lambda how: read_labelled(path, None, translation=how),
+        lambda how: read_to_split(path, translation=how),
+        lambda how: Corpus.read([path], how),
+    ):
+        caplog.clear()
+        read_all(Translation("cds"))
+        (told,) = [each for each in caplog.records if "translat" in each.message]
+        assert told.levelname == "WARNING"
+        assert told.message == (
+            f"{path}: 2 proteins translated, 1 of them with something odd (such as record 'd': no stop "
+            f"codon); 3 records not translated (such as record 'b', line 3: its length, {len(GENE) - 1}, is "
+            "not a multiple of three)"
+        )
+        caplog.clear()
+        read_all(Translation("auto"))
+        (told,) = [each for each in caplog.records if "translat" in each.message]
+        assert told.levelname == "INFO"
+        assert told.message.startswith(f"{path}: 4 proteins translated, ")
+        assert told.message.endswith("; 1 record read as a protein")
+        caplog.clear()
+        read_all(Translation())
+        assert "proteins translated" not in caplog.text
+    Corpus.read([make(genbank(GENE, f"1..{len(GENE)} gene=a"))])
+    assert caplog.records[-1].message.endswith("in.gb: 1 protein translated")
+
+
 def test_a_corpus_of_genes_is_one_of_proteins(make):
     some = proteins(3)
     known = Corpus.read([make(fasta(some), "p.fasta")])
@@ -933,11 +1040,45 @@ def test_a_corpus_of_genes_is_one_of_proteins(make):
         Corpus.read([make(GENE, "c.txt")], Translation("cds"))
 
 
+def test_pretraining_reads_no_nucleotides_as_proteins_without_a_word(make, caplog):
+    genes = make(coding(proteins(3)), "g.fasta")
+    Corpus.read([genes])
+    assert "record 'p0' (" in caplog.text
+    assert "use --translate cds if it is a coding sequence" in caplog.text
+    assert "(3 of 3 records look so)" in caplog.text
+    rows = make("id,sequence,label\n" + "".join(f"{n},{GENE},{n}.5\n" for n in range(12)), "g.csv")
+    for read_table in (read_test_proteins, read_source):
+        caplog.clear()
+        read_table(rows)
+        assert caplog.messages == [
+            f"{rows}: 12 of 12 records look like nucleotides where proteins are expected; --translate is for "
+            "the corpus and --valid, so give a table of the proteins"
+        ]
+
+
+def test_pretraining_is_judged_on_the_proteins_of_genes(make):
+    some = proteins(4)
+    options = PretrainOptions(width=64, layers=1, batch_tokens=512, steps=1)
+    judged = [
+        pretrain([path], path.with_suffix(".safetensors"), options=options, translation=how, valid=path)
+        for path, how in (
+            (make(fasta(some), "p.fasta"), None),
+            (make(coding(some), "g.fasta"), Translation("cds")),
+        )
+    ]
+    assert judged[0]["validation"] == judged[1]["validation"]
+
+
 def test_python_translates_as_the_command_line_does(toy_backbone):
     found = bx.embed([GENE, PROTEIN], model=toy_backbone, translation=bx.Translation("auto"))
     assert found.lengths == [len(PROTEIN)] * 2
     assert np.array_equal(found.vectors[0], found.vectors[1])
     assert found.messages[1] == "auto: read as a protein"
+    gapped = f"{GENE[:9]}---{GENE[9:]}"
+    for here, there in ((True, False), (False, True)):
+        translation = bx.Translation("cds", degap=there)
+        degapped = bx.embed([gapped], model=toy_backbone, degap=here, translation=translation)
+        assert np.array_equal(degapped.vectors[0], found.vectors[0])
     with pytest.raises(UsageError, match="a GFF3 file goes with a file of sequences; give its path"):
         bx.embed([GENE], model=toy_backbone, translation=bx.Translation(gff="a.gff"))
 

@@ -10,6 +10,7 @@ from Bio.Seq import Seq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bioxfer.codons import read_genetic_code
 from bioxfer.errors import UsageError
 from bioxfer.genes import translate_cds
 from bioxfer.sequences import SequenceRecord, clean_protein
@@ -39,6 +40,12 @@ def test_every_genetic_code_keeps_its_amino_acids_and_its_stop(table):
         assert protein_of("".join([*codons, stop]), table=table) == wanted
 
 
+def test_a_file_of_many_genetic_codes_makes_each_once():
+    first = [read_genetic_code(table) for table in unambiguous_dna_by_id]
+    again = [read_genetic_code(table) for table in unambiguous_dna_by_id]
+    assert all(a is b for a, b in zip(first, again, strict=True))
+
+
 def test_a_complete_sequence_begins_with_methionine_whatever_its_start_codon():
     record = translate_cds(SequenceRecord("a", "GTGAAATAA"), table=11)
     assert record.sequence == "MK"
@@ -53,6 +60,9 @@ def test_a_complete_sequence_begins_with_methionine_whatever_its_start_codon():
         ("ATGG", "not translated: its length, 4, is not a multiple of three"),
         ("ATGEAA", "not translated: 'E' at 4 is not a nucleotide"),
         ("ATG-AA", "not translated: '-' at 4 is not a nucleotide"),
+        # What Python's upper() makes letters of nucleotides of, and even two of one.
+        ("ATGßA", "not translated: 'U+00DF' at 4 is not a nucleotide"),
+        ("ATGſAA", "not translated: 'U+017F' at 4 is not a nucleotide"),
         ("TAA", "translated from 3 nucleotides, a stop codon alone"),
     ],
 )

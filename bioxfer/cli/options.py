@@ -248,7 +248,8 @@ GeneticCode = Annotated[
     typer.Option(
         "--genetic-code",
         metavar="N",
-        help="NCBI's number: 1 standard, 2 vertebrate mitochondria, 11 bacteria, ...",
+        help="NCBI's number: 1 standard, 2 vertebrate mitochondria, 11 bacteria, ... "
+        "Gene calls bring their own.",
     ),
 ]
 Resume = Annotated[

@@ -338,7 +338,10 @@ def pretrain_command(
         str, typer.Option("-o", "--out", metavar="FILE", help="Weights to write, a .safetensors file.")
     ],
     valid: Annotated[
-        str | None, typer.Option("--valid", metavar="FILE", help="Held-out proteins for the perplexity.")
+        str | None,
+        typer.Option(
+            "--valid", metavar="FILE", help="Held-out proteins for the perplexity, read like the corpus."
+        ),
     ] = None,
     source: Annotated[
         list[str] | None,
