@@ -1,4 +1,4 @@
-"""Transfer learning on protein sequences: FASTA in, CSV out.
+"""Transfer learning on protein and gene sequences: FASTA in, CSV out.
 
 >>> import bioxfer as bx
 >>> records = bx.read_sequences("data/demo.fasta")

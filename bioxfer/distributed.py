@@ -278,7 +278,8 @@ def distribute(
         raise UsageError(f"Ray gives each worker a GPU of its own, not {job.device}; say --device cuda")
     ray = _import_ray(address)
     check_parts(job.out, inputs=[job.source])
-    census = take_census(job.read(), part_records)
+    job, records = job.begin()
+    census = take_census(records, part_records)
     count = len(census.parts)
     statuses: Counter[str] = Counter()
     made = 0

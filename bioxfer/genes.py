@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -40,6 +41,7 @@ __all__ = [
     "MIN_ORF",
     "How",
     "Translation",
+    "find_origins",
     "translate",
     "translate_cds",
 ]
@@ -107,7 +109,7 @@ class Translation:
 
     @property
     def traced(self) -> bool:
-        """Whether tables say where proteins are written."""
+        """Whether tables say where proteins are written, of whatever file."""
         return self.how != "off" or self.gff is not None
 
 
@@ -121,6 +123,31 @@ def _check(how: str, table: int, min_orf: int) -> None:
         )
     if min_orf < 1:
         raise UsageError(f"the shortest open reading frame is {min_orf} residues; choose 1 or more")
+
+
+def find_origins(
+    records: Iterable[SequenceRecord], translation: Translation | None = None
+) -> tuple[bool, Iterator[SequenceRecord]]:
+    """Tell whether a table of these records says where they are written, and give all of them.
+
+    Parameters
+    ----------
+    records : iterable of SequenceRecord
+        Of one file; the first is read at once.
+    translation : Translation, optional
+        How they were translated.
+
+    Returns
+    -------
+    origins : bool
+        True if `translation` says so, or the first record has an `Origin`, as those of an annotated file.
+    records : iterator of SequenceRecord
+        All of them.
+    """
+    drawn = iter(records)
+    begun = list(islice(drawn, 1))
+    traced = translation is not None and translation.traced
+    return traced or any(record.origin is not None for record in begun), chain(begun, drawn)
 
 
 def translate(

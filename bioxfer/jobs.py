@@ -13,7 +13,7 @@ import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from bioxfer.backbones import Backbone, load_backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.embedding import Long, embed_records, resolve_layer
 from bioxfer.errors import OutputError
-from bioxfer.genes import Translation
+from bioxfer.genes import Translation, find_origins
 from bioxfer.io import OnDuplicate, iter_proteins
 from bioxfer.prediction import Shape, find_head, list_heads, load_heads, name_backbone, write_predictions
 from bioxfer.rows import Batch, Head
@@ -65,6 +65,8 @@ class Job(ABC):
         See `iter_proteins`.
     excel_safe
         See `TableWriter`.
+    origins : bool
+        Whether a table says where proteins are written; `begin` finds out.
     """
 
     source: str
@@ -81,12 +83,18 @@ class Job(ABC):
     degap: bool = False
     translation: Translation = field(default_factory=Translation)
     excel_safe: bool = False
+    origins: bool = False
 
     name = ""  # of the command
 
     def read(self) -> Iterator[SequenceRecord]:
         """Read the records, translated and with their ids checked."""
         return iter_proteins(self.source, self.translation, on_duplicate=self.on_duplicate)
+
+    def begin(self) -> tuple[Job, Iterator[SequenceRecord]]:
+        """Read the first record, and give the job that knows of `origins`, and all records."""
+        origins, records = find_origins(self.read(), self.translation)
+        return replace(self, origins=origins), records
 
     @abstractmethod
     def load(self) -> Loaded:
@@ -108,6 +116,7 @@ class Job(ABC):
             "genetic_code": how.genetic_code,
             "min_orf": how.min_orf,
             "gff": how.gff is not None,
+            "origins": self.origins,
             "excel_safe": self.excel_safe,
         }
 
@@ -116,7 +125,8 @@ class Job(ABC):
         how = self.translation
         words = ["bioxfer", self.name, self.source, "-o", self.out]
         values = {each.name: (getattr(self, each.name), each.default) for each in fields(self)}
-        del values["source"], values["out"], values["translation"]
+        for name in ("source", "out", "translation", "origins"):
+            del values[name]
         values |= {
             "translate": (how.how, "off"),
             "genetic_code": (how.genetic_code, 1),
@@ -256,7 +266,7 @@ class LoadedEmbed(Loaded):
             width=self.backbone.dim,
             facts={**self._facts(), "precision": self.backbone.precision},
             per_residue=job.per_residue,
-            origins=job.translation.traced,
+            origins=job.origins,
             excel_safe=job.excel_safe,
             overwrite=overwrite,
         )
@@ -344,7 +354,7 @@ class LoadedPredict(Loaded):
             cache=cache,
             ahead=ahead,
             fp32=self.fp32,
-            origins=job.translation.traced,
+            origins=job.origins,
             excel_safe=job.excel_safe,
             overwrite=overwrite,
             progress=progress,

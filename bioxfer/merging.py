@@ -518,5 +518,5 @@ def _merge_embeddings(out: str, marks: dict[str, Mark], mark: Mark, check: _Chec
             width=asked["width"],
             facts={name: asked[name] for name in FACTS},
             per_residue=per_residue,
-            origins=asked["translate"] != "off" or asked["gff"],
+            origins=asked["origins"],
         )

@@ -26,7 +26,7 @@ from bioxfer.embedding import (
     make_engine,
 )
 from bioxfer.errors import UnknownModelError, UsageError
-from bioxfer.genes import Translation
+from bioxfer.genes import Translation, find_origins
 from bioxfer.io import OnDuplicate
 from bioxfer.output import TableWriter, is_stream
 from bioxfer.relay import behind, close
@@ -413,7 +413,9 @@ def predict(
     import pandas as pd
 
     loaded = load_heads([heads] if isinstance(heads, (str, os.PathLike)) else heads)
-    read = as_records(records, on_duplicate=on_duplicate, translation=translation, degap=degap)
+    origins, read = find_origins(
+        as_records(records, on_duplicate=on_duplicate, translation=translation, degap=degap), translation
+    )
     wanted = name_backbone(loaded[0]) if model is None else model
     fp32: Callable[[], Backbone] | None = None
     if isinstance(wanted, (str, os.PathLike)):
@@ -436,7 +438,7 @@ def predict(
         cache=cache,
         ahead=is_file(records),
         fp32=fp32,
-        origins=translation is not None and translation.traced,
+        origins=origins,
     )
     return pd.DataFrame(rows, columns=columns)
 

@@ -938,6 +938,32 @@ def test_tables_say_where_proteins_are_written(bench):
     assert rows[0]["start"] == "12"
 
 
+def test_tables_of_an_annotated_file_say_it_too(bench):
+    backwards = genbank(reverse(GENE), f"complement(1..{len(GENE)}) gene=b", name="TEST2")
+    source = bench.write("in.gb", genbank(GENE, f"1..{len(GENE)} gene=a") + backwards)
+    protein = bench.write("in.gp", genbank(PROTEIN, unit="aa"))
+    for command in (bench.predict, bench.embed):
+        assert command(source).code == 0
+        rows = bench.rows()
+        assert [row["id"] for row in rows] == ["a", "b"]
+        assert [[row[name] for name in ORIGIN_COLUMNS] for row in rows] == [
+            ["TEST1.1", "+", "1", str(len(GENE)), "1", "1"],
+            ["TEST2.1", "-", "1", str(len(GENE)), "-1", "1"],
+        ]
+        assert command(protein).code == 0
+        assert "source" not in bench.rows()[0]
+    assert bench.predict(source, "--format", "long").code == 0
+    assert bench.rows()[0]["start"] == "1"
+    # a part may hold no record at all
+    assert bench.embed(source).code == 0
+    whole = bench.out.read_bytes()
+    bench.out.unlink()
+    for number in (1, 2, 3):
+        assert bench.embed(source, "--shard", f"{number}/3").code == 0
+    assert run("merge", "-o", bench.out).code == 0
+    assert bench.out.read_bytes() == whole
+
+
 def test_what_was_translated_is_not_taken_for_nucleotides(bench):
     gene = "".join(CODON[each] for each in "M" + "ACGT" * 10) + "TAA"
     assert bench.embed(bench.write("in.fasta", f">a\n{gene}\n"), "--translate", "cds").code == 0

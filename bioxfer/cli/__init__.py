@@ -22,7 +22,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="bioxfer",
-    help="Transfer learning on protein sequences: FASTA in, CSV out, offline, on an ordinary CPU.",
+    help="Transfer learning on protein and gene sequences: FASTA in, CSV out, offline, on an ordinary CPU.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

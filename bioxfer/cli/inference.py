@@ -120,8 +120,8 @@ def predict_command(
     """Predict with trained heads, such as the structure class or the place in the cell of every protein.
 
     One row per record, in input order. Columns: id, length, status (ok, windowed, truncated, skipped,
-    failed), message; with --translate or --gff also source, strand, start, end, frame and genetic_code; then,
-    for each head, its label, the calibrated score, the nearest training protein
+    failed), message; of nucleotides (--translate, --gff, GenBank) also source, strand, start, end, frame
+    and genetic_code; then, for each head, its label, the calibrated score, the nearest training protein
     with its cosine similarity, and a flag (in-domain or far); with --coverage also its label set, likeliest
     first. A long table has head, rank, label and score
     instead; where a head says unknown, that is a row of rank 0, without a score, before its classes. The
@@ -225,9 +225,9 @@ def embed_command(
     """Turn every protein into one vector, or into one vector per residue.
 
     A table has the columns id, length, status, message, mean_0, mean_1, ... (.parquet one column embedding
-    of lists); .npz, .h5 and .h5ad keep the same beside the arrays. With --translate or --gff a table or
-    .h5ad also says source, strand, start, end, frame and genetic_code. A record without a vector (skipped
-    or failed) has empty cells, or NaN.
+    of lists); .npz, .h5 and .h5ad keep the same beside the arrays. Of nucleotides (--translate, --gff,
+    GenBank) a table or .h5ad also says source, strand, start, end, frame and genetic_code. A record without
+    a vector (skipped or failed) has empty cells, or NaN.
     """
     start_messages(quiet=quiet, verbose=verbose)
     from bioxfer.pooling import parse_pool

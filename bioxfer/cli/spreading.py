@@ -108,7 +108,7 @@ def run_job(
     from bioxfer.jobs import make_shard
     from bioxfer.shards import parse_shard
 
-    records = job.read()
+    job, records = job.begin()
     loaded = job.load()
     loaded_then(loaded)
     with open_cache(resume) as cache, show_progress(quiet=quiet) as progress:
