@@ -920,6 +920,18 @@ def test_a_hub_that_answers_with_another_commit_is_refused(server, esm2):
         load_backbone(f"{NAME}@{commit}")
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"auto_map": {"AutoModel": "code.Model"}}, "auto_map"), ({"model_type": "bert"}, "'bert' is not read")],
+)
+def test_what_cannot_be_computed_is_refused_before_its_weights_are_fetched(server, esm2, changes, told):
+    change_json(esm2 / "config.json", **changes)
+    server.publish(esm2)
+    with pytest.raises(WeightsError, match=told):
+        download_backbone(NAME)
+    assert not any("safetensors" in path for path in server.asked)
+
+
 def test_what_is_not_there_or_needs_an_account_is_told(server, esm2):
     server.publish(esm2)
     ended = run("models", "download", "owner/other")
