@@ -93,8 +93,9 @@ def open_embeddings(
                 f"{name}: embeddings are read from .npz, .h5, .h5ad, .parquet, .csv, .tsv and folders of .pt "
                 f"files; {remedy}"
             )
-        if layer is not None and stored.facts.get("layer", layer) != layer:
-            raise UsageError(f"{name}: is of layer {stored.facts['layer']}, not {layer}; leave --layer out")
+        if layer is not None and (told := stored.facts.get("layer")) != layer:
+            what = "does not tell its layer" if told is None else f"is of layer {told}, not {layer}"
+            raise UsageError(f"{name}: {what}; leave --layer out")
         pool = "cls" if pool == "bos" else pool
         if pool == "mean" and stored.pool == RESIDUES:
             stored = to_means(stored)

@@ -995,6 +995,10 @@ def test_f42_what_convert_would_destroy_or_cannot_write_is_refused(tmp_path):
     assert told.endswith("holds mean+max, not residues; leave --pool out")
     told = one_sentence(run("convert", path, "-o", tmp_path / "o.csv", "--layer", "5").err)
     assert told.endswith("is of layer 2, not 5; leave --layer out")
+    assert run("convert", tmp_path / "v.npz", "-o", tmp_path / "v.csv").code == 0
+    code, _, err = run("convert", tmp_path / "v.csv", "-o", tmp_path / "out.npz", "--layer", 2)
+    assert code == 2
+    assert one_sentence(err).endswith("v.csv: does not tell its layer; leave --layer out")
     store(path, rows(["a", "b"])[1:])
     h5 = store(tmp_path / "v.h5", rows(["a", "b"])[1:])
     assert run("convert", path, "-o", tmp_path / "one.csv").code == 0
