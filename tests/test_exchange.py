@@ -478,13 +478,13 @@ def rows(count):
                              pooled={"mean": np.ones(64, np.float32)})
 name, per_residue = sys.argv[1], "residues" in sys.argv[1]
 peaks = []
-for count in (100, 200, 600):
+for count in (100, 200, 1200):
     bioxfer.vectors.write_vectors(name, rows(count), pool="mean", width=64, facts={}, per_residue=per_residue)
     tracemalloc.start()
     convert_embeddings(name, sys.argv[2])
     peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
-print((peaks[2] - peaks[1]) / 400)
+print((peaks[2] - peaks[1]) / 1000)  # what waits for the writer is 262 bytes of it at most
 """
 
 
