@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from bioxfer.embedding import EmbeddedRecord
 from bioxfer.embeddings import Embeddings
 from bioxfer.engine import Vector
 from bioxfer.errors import DuplicateIdError, FormatError, InputError, UsageError
+from bioxfer.ids import SeenIds
 from bioxfer.io import iter_sequences
 from bioxfer.lines import table_suffix
 from bioxfer.output import check_output
@@ -63,7 +65,8 @@ def open_embeddings(
     Raises
     ------
     InputError
-        If there is no such file, or it is of no known kind; `FormatError` if it is damaged.
+        If there is no such file, or it is of no known kind; `FormatError` if it is damaged,
+        `DuplicateIdError` if two records have one id.
     UsageError
         If a layer or pooling is to be chosen, or is not there.
     """
@@ -90,14 +93,29 @@ def open_embeddings(
                 f"{name}: embeddings are read from .npz, .h5, .h5ad, .parquet, .csv, .tsv and folders of .pt "
                 f"files; {remedy}"
             )
-        if layer is not None and stored.facts.get("layer", layer) != layer:
-            raise UsageError(f"{name}: is of layer {stored.facts['layer']}, not {layer}; leave --layer out")
+        if layer is not None and (told := stored.facts.get("layer")) != layer:
+            what = "does not tell its layer" if told is None else f"is of layer {told}, not {layer}"
+            raise UsageError(f"{name}: {what}; leave --layer out")
         pool = "cls" if pool == "bos" else pool
         if pool == "mean" and stored.pool == RESIDUES:
             stored = to_means(stored)
         if pool not in (None, stored.pool):
             raise UsageError(f"{name}: holds {stored.pool}, not {pool}; leave --pool out")
-        yield stored
+        # Those that are found by their ids are looked at as they are read.
+        yield stored if stored.find is not None else replace(stored, rows=partial(_once, stored))
+
+
+def _once(stored: Stored) -> Iterator[EmbeddedRecord]:
+    """Read the records, and refuse a second one of an id."""
+    with SeenIds() as seen:
+        for number, row in enumerate(stored.rows(), start=1):
+            if (first := seen.line_of(row.record.id)) is not None:
+                raise DuplicateIdError(
+                    f"{stored.source}: records {first} and {number} have the id {row.record.id!r}; every "
+                    "protein needs its own"
+                )
+            seen.add(row.record.id, number)
+            yield row
 
 
 def read_embeddings(
@@ -226,7 +244,8 @@ def convert_embeddings(
                     progress(1)
             if unknown:
                 logger.warning(
-                    "%s does not tell the length of %d proteins; --fasta fills it in", stored.source, unknown
+                    "%s does not tell the length of %d protein%s; --fasta fills it in",
+                    *(stored.source, unknown, "" if unknown == 1 else "s"),
                 )
 
         facts = stored.facts | {"pool": stored.pool}
@@ -334,17 +353,12 @@ class _Shelf:
         self._pool = stored.pool
         self.rows: dict[str, _Kept] = {}
         for row in stored.rows():
-            identifier = row.record.id
-            if identifier in self.rows:
-                raise DuplicateIdError(
-                    f"{stored.source}: two records have the id {identifier!r}; every protein needs its own"
-                )
             numbers = row.residues if row.pooled is None else row.vector(self._pool)
             offset = self._file.tell()
             if numbers is not None:
                 self._file.write(np.ascontiguousarray(numbers).data)
             row.residues = row.pooled = None
-            self.rows[identifier] = _Kept(row, offset, () if numbers is None else numbers.shape)
+            self.rows[row.record.id] = _Kept(row, offset, () if numbers is None else numbers.shape)
 
     def read(self, identifier: str) -> EmbeddedRecord:
         """Give a record its numbers again."""

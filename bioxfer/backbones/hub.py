@@ -192,10 +192,12 @@ def fetch_model(
     OfflineError
         If the network is needed and forbidden.
     WeightsError
-        If a file cannot be fetched, or stays damaged.
+        If a file cannot be fetched, or stays damaged, or the model is none that is computed here.
     OutputError
         If it cannot be written.
     """
+    from bioxfer.backbones.modelfolder import ModelConfig
+
     name, revision = _parse(text)
     root = models_folder() if into is None else Path(into)
     ready = _place(root, name, revision) if revision else None
@@ -230,6 +232,8 @@ def fetch_model(
     wanted = _choose(files, name)
     for file in [*wanted]:
         _fetch_file(hubs, name, commit, file, folder, progress=progress)
+        if file.name == "config.json":
+            ModelConfig.read(folder)  # it comes first: gigabytes of no use are not fetched
     for index in [file for file in wanted if file.name.endswith(".index.json")]:
         for file in _shards_of(folder / index.name, files):
             _fetch_file(hubs, name, commit, file, folder, progress=progress)

@@ -434,7 +434,7 @@ def _read_t5(
         size=shape.vocabulary,
         before=tuple(token for token in _PREFIXES if token in vocabulary)[:1],
         after=("</s>",),
-        rare_as_x=True,
+        rare_as_x=not shape.gated,  # as the authors of ProtT5 and ProstT5 do; Ankh's, whose are gated, do not
         place=str(folder),
     )
     weights = ModelWeights.open(folder, prefix="", unused=("decoder.", "lm_head."))

@@ -100,7 +100,7 @@ def find_residues(
         Tokens that frame a sequence.
     rare_as_x : bool, optional
         Read ``U Z O B`` as ``X`` whether there are tokens for them or not, as the
-        authors of ProtT5 do; otherwise only those without one.
+        authors of ProtT5 and ProstT5 do; otherwise only those without one.
     place : str
         The model, for messages.
 

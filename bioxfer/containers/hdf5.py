@@ -243,9 +243,12 @@ def _note(identifier: str, key: str, seen: dict[str, str], source: str) -> None:
         )
 
 
-def _keys(group: Any, source: str, prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Give the keys of all datasets, each after its links were looked at."""
+def _keys(
+    group: Any, source: str, prefix: str = "", met: set[tuple[int, int]] | None = None
+) -> Iterator[str]:
+    """Give the keys of all datasets, each after its links were looked at; no group is met twice."""
     h5py = import_h5py()
+    met = {_place_of(group)} if met is None else met
     with reading(source):
         names = list(group)
         # Numbers as numbers, unless the file itself knows the order in which they were written.
@@ -257,12 +260,20 @@ def _keys(group: Any, source: str, prefix: str = "", above: tuple[Any, ...] = ()
         with reading(f"{source}, {key!r}"):
             entry = own_link(group, name, f"{source}, {key!r}")
             inner = isinstance(entry, h5py.Group)
-            if inner and (entry in above or len(above) > _DEEPEST):
-                raise FormatError(f"{source}, {key!r}: groups that hold each other; the file is damaged")
+            if inner and (_place_of(entry) in met or key.count("/") > _DEEPEST):
+                raise FormatError(
+                    f"{source}, {key!r}: a group that the file holds twice, or too deep; it is damaged"
+                )
         if inner:
-            yield from _keys(entry, source, f"{key}/", (*above, entry))
+            met.add(_place_of(entry))
+            yield from _keys(entry, source, f"{key}/", met)
         else:
             yield key
+
+
+def _place_of(group: Any) -> tuple[int, int]:
+    found = import_h5py().h5o.get_info(group.id)
+    return found.fileno, found.addr
 
 
 def own_link(group: Any, name: str, place: str) -> Any:
@@ -291,7 +302,7 @@ def check_array(entry: Any, place: str) -> None:
     Raises
     ------
     FormatError
-        If they do not, are of another type, or far more than the file has bytes for.
+        If they do not, are of another type, were never written, or far more than the file has bytes for.
     """
     if entry.is_virtual or entry.external:
         raise FormatError(
@@ -303,10 +314,10 @@ def check_array(entry: Any, place: str) -> None:
         )
     if entry.shape is None:
         raise FormatError(f"{place}: has no shape; it is no embedding")
-    if entry.nbytes > _LARGE and entry.nbytes > _TIMES * entry.id.get_storage_size():
+    there = entry.id.get_storage_size()
+    if entry.size and (not there or (entry.nbytes > _LARGE and entry.nbytes > _TIMES * there)):
         raise FormatError(
-            f"{place}: states {entry.size} numbers but has {entry.id.get_storage_size()} bytes of them; the "
-            "file is damaged"
+            f"{place}: states {entry.size} numbers but has {there} bytes of them; the file is damaged"
         )
 
 

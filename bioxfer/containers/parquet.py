@@ -207,7 +207,10 @@ def _layout(pyarrow: Any, schema: Any, facts: Facts, source: str) -> tuple[str, 
     per_residue = types.is_list(kind) or types.is_large_list(kind)
     inner = kind.value_type if per_residue else kind
     if not types.is_fixed_size_list(inner) or not types.is_floating(inner.value_type):
-        raise FormatError(f"{source}: column {COLUMN!r} is {kind}, where fixed_size_list<float> should be")
+        raise FormatError(
+            f"{source}: column {COLUMN!r} is {kind}, where fixed_size_list<float> should be; pyarrow and "
+            "polars write that again, pandas does not"
+        )
     no_more_than(MOST_DIMENSIONS, inner.list_size, "dimensions", source)
     if per_residue:
         return RESIDUES, inner.list_size, None

@@ -50,6 +50,7 @@ UNKNOWN = -1
 MOST_DIMENSIONS = 2**20
 """Of one vector; those of known models have some thousands, and a larger number is a damaged file's."""
 
+_MOST = 2**63 - 1  # what every format holds as a whole number
 _STATUSES = get_args(Status)
 _EMPTY = ("skipped", "failed")  # statuses of records without a vector
 
@@ -130,10 +131,13 @@ def make_row(
     Raises
     ------
     FormatError
-        If there is no id, or status, length and numbers do not fit together.
+        If there is no id, status, length and numbers do not fit together, or something in it cannot be kept.
     """
     if not identifier:
         raise FormatError(f"{place}: a record without an id; give every record one")
+    texts = (identifier, message, *(() if origin is None else (origin.source, origin.strand)))
+    if not all(map(_can_be_kept, texts)):
+        raise FormatError(f"{place}: holds a NUL or half a character, which no text may; take it out")
     if values is not None:
         joined = 1 if pool == RESIDUES else len(parse_pool(pool))
         shape = (len(values), width) if pool == RESIDUES else (joined * width,)
@@ -157,7 +161,7 @@ def make_row(
         raise FormatError(f"{place}: has status {status} and {told}; the file is damaged, make it again")
     if not finite:
         values = None
-    if length < UNKNOWN:
+    if not UNKNOWN <= length <= _MOST:
         raise FormatError(f"{place}: a length of {length}; the file is damaged, make it again")
     if pool == RESIDUES and values is not None:
         if length not in (UNKNOWN, len(values)) and status != "truncated":
@@ -174,6 +178,13 @@ def make_row(
         parts = parse_pool(pool)
         row.pooled = dict(zip(parts, np.split(values, len(parts)), strict=True))
     return row
+
+
+def _can_be_kept(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def to_means(stored: Stored) -> Stored:
@@ -246,16 +257,18 @@ def as_origin(cells: Sequence[object], place: str) -> Origin | None:
     Raises
     ------
     FormatError
-        If a number is none.
+        If a number is none, or larger than any place.
     """
     values = [None if cell is None or cell == "" else str(cell) for cell in cells]
     if not any(values):
         return None
     source, strand, *numbers = values
     try:
-        start, end, frame, code = (None if number is None else int(number) for number in numbers)
+        start, end, frame, code = found = [None if number is None else int(number) for number in numbers]
     except ValueError as error:
         raise FormatError(f"{place}: {error}, in the columns of the origin; the table is damaged") from error
+    if large := [number for number in found if number is not None and abs(number) > _MOST]:
+        raise FormatError(f"{place}: {large[0]}, in the columns of the origin; the table is damaged")
     return Origin(source or "", strand or "", start, end, frame, code)
 
 

@@ -48,7 +48,8 @@ def open_table(path: str | os.PathLike[str]) -> Iterator[Stored]:
             place = f"{source}, line {line}"
             cells = [row[name] for name in names]
             try:
-                values = np.array(cells, dtype=np.float32) if any(cells) else None
+                with np.errstate(over="ignore"):
+                    values = np.array(cells, dtype=np.float32) if any(cells) else None
                 length = int(row["length"]) if row["length"] else UNKNOWN
             except (ValueError, OverflowError) as error:
                 raise FormatError(
