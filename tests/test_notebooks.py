@@ -98,7 +98,10 @@ def test_notebooks_run_offline_and_find_what_they_found(name, tmp_path, monkeypa
 
 def test_what_is_printed_in_pieces_is_one_text(tmp_path):
     """A kernel under load sends a line and its end as two messages."""
-    pieces = "import sys, time\nfor text in 'one', ' line', '\\n':\n    print(text, end='', flush=True)\n    time.sleep(0.5)"
+    pieces = (
+        "import time\nfor text in 'one', ' line', '\\n':\n"
+        "    print(text, end='', flush=True)\n    time.sleep(0.5)"
+    )
     path = tmp_path / "pieces.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(pieces)]), path)
     assert texts(code(notebooks.execute(path))[0]) == ["one line\n"]
