@@ -200,7 +200,8 @@ def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes
     )
     ax.grid(axis="y", color=SOFT)
     ax.set_axisbelow(True)
-    ax.legend(frameon=False)
+    # below, as whiskers may reach into each corner
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
     return ax
 
 
