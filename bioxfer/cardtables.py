@@ -19,6 +19,7 @@ __all__ = [
     "html_table",
     "metric_table",
     "nearness_table",
+    "reliability_table",
     "remark_list",
     "set_table",
     "short",
@@ -54,12 +55,21 @@ def short(text: object) -> str:
 
 
 def html_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", names: int = 1
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: str = "",
+    names: int = 1,
+    whole: Sequence[str] = (),
 ) -> str:
-    """Write a table; the first ``names`` columns are text, the others numbers; None is an empty cell."""
+    """Write a table; the first ``names`` columns are text, the others numbers; None is an empty cell.
+
+    Long texts are shortened, but for those in the columns ``whole``.
+    """
 
     def cell(place: int, value: object) -> str:
-        return f"<td{_kind(place, names)}>{'' if value is None else to_html(short(value))}</td>"
+        text = "" if value is None else str(value) if columns[place] in whole else short(value)
+        return f"<td{_kind(place, names)}>{to_html(text)}</td>"
 
     body = "".join(f"<tr>{''.join(cell(i, value) for i, value in enumerate(row))}</tr>" for row in rows)
     if not body:
@@ -140,6 +150,20 @@ def nearness_table(card: Card) -> str:
         for part in nearness["bins"]
     ]
     return html_table(["identity to training", "proteins", nearness["metric"]], rows)
+
+
+def reliability_table(card: Card) -> str:
+    """Write how many answers had each confidence, and how many of them were right."""
+    rows = [
+        [
+            f"{each['low']:.2f} to {each['high']:.2f}",
+            each["count"],
+            f"{each['confidence']:.3f}",
+            score_text({"value": each["accuracy"], "ci95": each["ci95"]}),
+        ]
+        for each in card.get("calibration", {}).get("reliability", ())
+    ]
+    return html_table(["probability", "answers", "on average", "were right"], rows)
 
 
 def class_table(card: Card) -> str:

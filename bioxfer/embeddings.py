@@ -76,7 +76,9 @@ class Embeddings:
     def _title(self) -> str:
         count, width = self.vectors.shape
         layer = "" if self.layer < 0 else f"layer {self.layer}, "
-        return f"{count} × {width}, {self.model}, {layer}{self.pool}"
+        odd = [(status, self.statuses.count(status)) for status in sorted(set(self.statuses) - {"ok"})]
+        told = "".join(f", {many} {status}" for status, many in odd)
+        return f"{count} × {width}, {self.model}, {layer}{self.pool}{told}"
 
     def to_pandas(self) -> pd.DataFrame:
         """Make a table of ``id, length, status, message`` and one column per dimension.

@@ -33,10 +33,13 @@ __all__ = [
     "describe_answers",
     "describe_calibration",
     "describe_classes",
+    "describe_misses",
     "describe_nearness",
     "describe_sets",
     "find_warnings",
     "label_by_alignment",
+    "pick_worst",
+    "score_misses",
 ]
 
 LEAST_TRAIN = 10
@@ -48,6 +51,7 @@ LEAST_VALID = 5
 LEAST_CLUSTERS = 3
 """Training clusters of a class: with fewer, it is learnt from one family while another is left out."""
 
+_MOST_MISSES = 25  # that a card names
 _LEAST_HELD_CLUSTERS = 10  # from fewer, percentiles of a bootstrap are too narrow
 _IDENTITIES = (0.0, 0.3, 0.5, 1.0)  # below 0.3, alignments alone no longer tell relatives (Rost 1999)
 
@@ -165,6 +169,50 @@ def find_warnings(classes: Sequence[Mapping[str, Any]], *, valid_clusters: int) 
         if few:
             found.append(f"class {each['label']!r} has {' and '.join(few)}; its numbers mean little")
     return found
+
+
+def score_misses(
+    task: Task, y: Array, predicted: Array, outputs: Array, *, temperature: float
+) -> tuple[Array, str]:
+    """Say how wrong each of N answers is, 0 if it is right, and what that number is."""
+    if isinstance(task, Regression):
+        return np.abs(predicted - y) * task.scale, "error"
+    true, said = task.members(y), task.said(predicted)
+    if isinstance(task, Multiclass):
+        sure = np.array([decision.score for decision in task.decode(outputs, temperature=temperature)])
+        return np.where((true == said).all(axis=1), 0.0, sure), "probability given to it"
+    both, either = (true & said).sum(axis=1), (true | said).sum(axis=1)
+    return 1.0 - both / np.maximum(either, 1), "labels that differ, share"
+
+
+def describe_misses(
+    task: Task, ids: Sequence[str], y: Array, predicted: Array, outputs: Array, *, temperature: float
+) -> dict[str, Any]:
+    """Name the held-out proteins of which the head was most wrong, for a second look at head and labels.
+
+    Returns
+    -------
+    dict
+        ``rows``: at most 25 times ``id``, ``true``, ``said`` and ``miss``, the worst first; ``is``, what a
+        miss is; and how many answers are wrong (``of``).
+    """
+    misses, what = score_misses(task, y, predicted, outputs, temperature=temperature)
+    rows = [
+        {
+            "id": ids[i],
+            "true": task.label(y[i]),
+            "said": task.label(predicted[i]),
+            "miss": round(float(misses[i]), 6),
+        }
+        for i in pick_worst(misses)
+    ]
+    return {"rows": rows, "is": what, "of": int((misses > 0).sum())}
+
+
+def pick_worst(misses: Array) -> list[int]:
+    """Return the places of at most 25 misses that are none, the largest first."""
+    worst = np.argsort(-misses, kind="stable")[:_MOST_MISSES]
+    return [int(place) for place in worst if misses[place] > 0]
 
 
 def describe_nearness(

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from bioxfer.breakdown import score_classes
 from bioxfer.heads import TrainedHead
-from bioxfer.honesty import describe_answers, describe_calibration, describe_sets
+from bioxfer.honesty import describe_answers, describe_calibration, describe_sets, score_misses
 from bioxfer.residue_fitting import ResidueSet
 from bioxfer.residue_judging import describe_calibration as describe_residue_calibration
+from bioxfer.residue_judging import describe_residue_misses, score_residue_misses
 from bioxfer.residue_scores import ResidueClassScores, ResidueScores
-from bioxfer.residue_tasks import ResidueValues, is_resolved
 from bioxfer.residues import ResidueHead
-from bioxfer.tasks import UNKNOWN, Decision, Multiclass, Regression, Task
+from bioxfer.tasks import UNKNOWN
 
 __all__ = ["Answer", "Judgement", "MetricRow", "judge_proteins", "judge_residues"]
 
@@ -135,7 +135,7 @@ def judge_proteins(
         card["conformal"] = describe_sets(
             task, head.conformal, outputs, targets, groups, fitted_on="its training", **options
         )
-    misses, miss_is = _miss(task, targets, predicted, task.decode(outputs, temperature=head.temperature))
+    misses, miss_is = score_misses(task, targets, predicted, outputs, temperature=head.temperature)
     said = [task.label(each) for each in predicted]
     for place in np.flatnonzero(refused) if refused is not None else ():
         said[place] = UNKNOWN
@@ -146,20 +146,6 @@ def judge_proteins(
         )
     ]
     return Judgement(rows, card, answers, vectors, left_out, miss_is=miss_is)
-
-
-def _miss(
-    task: Task, targets: npt.NDArray[Any], predicted: npt.NDArray[Any], decisions: Sequence[Decision]
-) -> tuple[npt.NDArray[Any], str]:
-    """Say how wrong each answer is, and what that number is."""
-    if isinstance(task, Regression):
-        return np.abs(predicted - targets) * task.scale, "error"
-    true, said = task.members(targets), task.said(predicted)
-    if isinstance(task, Multiclass):
-        sure = np.array([decision.score for decision in decisions])
-        return np.where((true == said).all(axis=1), 0.0, sure), "probability given to it"
-    both, either = (true & said).sum(axis=1), (true | said).sum(axis=1)
-    return 1.0 - both / np.maximum(either, 1), "labels that differ, share"
 
 
 def judge_residues(
@@ -183,22 +169,17 @@ def judge_residues(
         "metrics": scores,
         **describe_residue_calibration(task, head.temperature, data, places, groups, outputs, seed=seed),
         **judged.answers(),
+        "missed": describe_residue_misses(task, data, places, outputs, temperature=head.temperature),
     }
     if isinstance(judged, ResidueClassScores):
         named = zip(task.labels, judged.by_class(seed=seed), strict=True)
         card["classes"] = [{"label": label, **score} for label, score in named]
+    misses, miss_is = score_residue_misses(task, data, places, outputs)
     answers = []
     for place, neighbour in enumerate(head.nearest(data.means)):
         part = slice(data.offsets[place], data.offsets[place + 1])
-        known = is_resolved(data.targets[part])
-        target, answered = data.targets[part][known], outputs[part][known]
-        if isinstance(task, ResidueValues):
-            miss = float(np.sqrt(np.square(task.values(answered) - target).mean())) if known.any() else 0.0
-        else:
-            miss = float((answered.argmax(axis=1) != target).mean()) if known.any() else 0.0
         said = task.joint.join(task.answer(outputs[part], temperature=head.temperature)[0])
-        answers.append(Answer(data.ids[place], labels[place], said, miss, neighbour.similarity))
-    return Judgement(
-        rows, card, answers, data.means, left_out, by_label=False,
-        miss_is="error (rmse)" if isinstance(task, ResidueValues) else "residues that are wrong, share",
-    )  # fmt: skip
+        answers.append(
+            Answer(data.ids[place], labels[place], said, float(misses[place]), neighbour.similarity)
+        )
+    return Judgement(rows, card, answers, data.means, left_out, by_label=False, miss_is=miss_is)

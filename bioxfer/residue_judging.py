@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bioxfer.breakdown import reliability
 from bioxfer.evaluate import expected_calibration_error, log_softmax
-from bioxfer.honesty import find_warnings
+from bioxfer.honesty import find_warnings, pick_worst
 from bioxfer.residue_fitting import FAR_SHARE, ResidueSet
 from bioxfer.residue_scores import (
     ResidueClassScores,
@@ -24,9 +24,19 @@ from bioxfer.residue_scores import (
 )
 from bioxfer.residue_tasks import ResidueClasses, ResidueTask, ResidueValues, is_resolved
 
-__all__ = ["describe_calibration", "describe_domain", "describe_labels", "judge", "score_baselines"]
+__all__ = [
+    "describe_calibration",
+    "describe_domain",
+    "describe_labels",
+    "describe_residue_misses",
+    "judge",
+    "score_baselines",
+    "score_residue_misses",
+]
 
 Places = npt.NDArray[np.intp]
+_WRITTEN_OUT = 3  # of the worst proteins, residue by residue
+_MOST_RESIDUES = 2000  # of a protein that is written out
 _WINDOW_RESIDUES = 500_000  # that the window baseline is fitted on at most; its 330 weights need no more
 
 
@@ -176,6 +186,72 @@ def describe_labels(
             few.append(counted | {side: len(places) for side, places in proteins.items()})
     told["warnings"] = find_warnings(few, valid_clusters=judged.clusters)
     return told
+
+
+def score_residue_misses(
+    task: ResidueTask, data: ResidueSet, places: Places, outputs: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float64], str]:
+    """Say how wrong the answers on each of M proteins are, 0 if none is wrong, and what that number is.
+
+    Parameters
+    ----------
+    task, data, places, outputs
+        As in `judge`.
+    """
+    targets, lengths = data.targets_of(places), data.lengths[places]
+    known = is_resolved(targets)
+    if isinstance(task, ResidueValues):
+        missed, what = np.square(task.values(outputs) - targets), "error (rmse)"
+    else:
+        missed, what = (outputs.argmax(axis=1) != targets).astype(float), "residues that are wrong, share"
+    owner = np.repeat(np.arange(len(places)), lengths)[known]
+    totals, counts = (
+        np.bincount(owner, weights=weights, minlength=len(places)) for weights in (missed[known], None)
+    )
+    means = totals / np.maximum(counts, 1)
+    return (np.sqrt(means) if isinstance(task, ResidueValues) else means), what
+
+
+def describe_residue_misses(
+    task: ResidueTask, data: ResidueSet, places: Places, outputs: npt.NDArray[Any], *, temperature: float
+) -> dict[str, Any]:
+    """Name the proteins on which a head was most wrong, and write out what it said along the worst.
+
+    Parameters
+    ----------
+    task, data, places, outputs
+        As in `judge`.
+    temperature : float
+        Of the head.
+
+    Returns
+    -------
+    dict
+        As from `bioxfer.honesty.describe_misses`; only the first three rows have ``true`` and
+        ``said``, if they have at most 2,000 residues.
+    """
+    misses, what = score_residue_misses(task, data, places, outputs)
+    ends = np.cumsum(data.lengths[places])
+    rows: list[dict[str, Any]] = []
+    for number, worst in enumerate(pick_worst(misses)):
+        place = int(places[worst])
+        row = {"id": data.ids[place], "miss": round(float(misses[worst]), 6)}
+        if number < _WRITTEN_OUT and data.lengths[place] <= _MOST_RESIDUES:
+            part = outputs[ends[worst] - data.lengths[place] : ends[worst]]
+            true = _write(task, data.targets_of(np.array([place])))
+            said = task.answer(part, temperature=temperature)[0]
+            row |= {"true": task.joint.join(true), "said": task.joint.join(said)}
+        rows.append(row)
+    return {"rows": rows, "is": what, "of": int((misses > 0).sum())}
+
+
+def _write(task: ResidueTask, targets: npt.NDArray[Any]) -> list[str]:
+    if isinstance(task, ResidueValues):
+        return [
+            f"{value:.4g}" if known else "?"
+            for value, known in zip(targets, is_resolved(targets), strict=True)
+        ]
+    return [task.classes[number] if number >= 0 else "?" for number in targets.tolist()]
 
 
 def describe_calibration(

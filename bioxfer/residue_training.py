@@ -29,6 +29,7 @@ from bioxfer.residue_judging import (
     describe_calibration,
     describe_domain,
     describe_labels,
+    describe_residue_misses,
     judge,
     score_baselines,
 )
@@ -215,6 +216,7 @@ def train_residue_head(
         },
         "metrics": judged.score(seed=seed),
         "baselines": score_baselines(said, data, train, held, groups[held], judged, seed=seed),
+        "missed": describe_residue_misses(said, data, held, outputs, temperature=fitted.temperature),
         **describe_calibration(said, fitted.temperature, data, held, groups[held], outputs, seed=seed),
         "domain": describe_domain(
             said, data, held, groups[held], outputs, similarity=similarity, far_below=fitted.index.far

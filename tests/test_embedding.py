@@ -708,7 +708,7 @@ def test_embeddings_say_what_they_are_and_mark_missing_rows():
         Toy.fingerprint,
     )
     assert [None if x is None else x.shape for x in found.residues] == [(3, DIM), None, (80, DIM)]
-    assert repr(found) == "<Embeddings 3 × 12, toy, layer 3, mean+max>"
+    assert repr(found) == "<Embeddings 3 × 12, toy, layer 3, mean+max, 1 skipped, 1 windowed>"
     assert embed([], model=Toy()).vectors.shape == (0, DIM)
     assert embed(["MKV"], model=Toy()).residues is None
 

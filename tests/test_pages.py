@@ -28,6 +28,7 @@ from toys import WINDOW, backbone, fasta, head, one_sentence, proteins, run, tab
 
 import bioxfer
 from bioxfer.cards import score_text
+from bioxfer.cardtables import html_table
 from bioxfer.embedding import EmbeddedRecord
 from bioxfer.errors import MissingExtraError, UsageError
 from bioxfer.prediction import predict_rows
@@ -212,8 +213,72 @@ def test_the_page_of_a_head_says_what_its_card_says():
     by_class = {row[0]: row for row in page.table("class")}
     for each in card["classes"]:
         assert by_class[each["label"]][1:4] == [str(each[k]) for k in ("train", "train_clusters", "valid")]
+    bins = card["calibration"]["reliability"]
+    assert [row[1] for row in page.table("probability")] == [str(each["count"]) for each in bins]
+    shown = page.figure("reliability")["titles"]
+    assert len(shown) == 2 * len(bins)  # a bar and a point of each
+    for title, each in zip(shown, (*bins, *bins), strict=True):
+        assert f"{each['count']} of {card['split']['valid']} answers" in title
+        assert score_text({"value": each["accuracy"], "ci95": each["ci95"]}) in title
+    assert f"this head: {score_text(card['metrics']['accuracy'])}" in page.figure("baselines")["titles"]
+    assert "share of its row" in page.figure("confusion")["caption"]
+    assert f"(chance alone: {card['calibration']['ece_if_honest']:.3f})" in "".join(page.texts)
     whole = "".join(page.texts).partition("the whole card")[2]
     assert json.JSONDecoder().raw_decode(whole)[0] == json.loads(json.dumps(card))
+
+
+def test_a_head_names_the_held_out_proteins_that_it_got_most_wrong(monkeypatch):
+    card = head().card
+    wrong = sum(n for true, said, n in card["confusion"]["cells"] if true != said)
+    assert card["missed"]["of"] == wrong == len(card["missed"]["rows"])
+    trained = head("share", task="regression")
+    rows = trained.card["missed"]["rows"]
+    assert 1 <= len(rows) <= 25
+    pairs = {(f"{true:g}", f"{said:g}") for true, said in trained.card["predicted"]["pairs"]}
+    assert {(f"{float(row['true']):g}", f"{float(row['said']):g}") for row in rows} <= pairs
+    for row in rows:
+        assert row["miss"] == pytest.approx(abs(float(row["true"]) - float(row["said"])), abs=1e-4)
+    page = read(report_head(trained).html())
+    assert page.table("id") == [[r["id"], r["true"], r["said"], f"{r['miss']:.3f}"] for r in rows]
+    assert [r["miss"] for r in rows] == sorted((r["miss"] for r in rows), reverse=True)
+    old = {key: value for key, value in trained.card.items() if key != "missed"}
+    monkeypatch.setattr(trained, "card", old)
+    assert "second look" not in report_head(trained).html()  # of an older version
+
+
+def test_a_head_for_residues_shows_its_worst_proteins_beside_the_truth():
+    for trained in (residue_head(), number_head()):
+        missed = trained.card["missed"]
+        assert [r["miss"] for r in missed["rows"]] == sorted(
+            (r["miss"] for r in missed["rows"]), reverse=True
+        )
+        page = read(report_head(trained).html())
+        assert len(page.figures["track"]) == min(3, missed["of"])
+        for figure, row in zip(page.figures["track"], missed["rows"], strict=False):
+            assert figure["caption"] == f"{trained.name} along {row['id']}"
+            assert "true" in figure["texts"]
+    row = residue_head().card["missed"]["rows"][0]
+    first = read(report_head(residue_head()).html()).figures["track"][0]
+    for word in ("said", "true"):
+        runs = [re.match(rf"{word} (.): residues (\d+) to (\d+)", title) for title in first["titles"]]
+        found = sorted((run.groups() for run in runs if run), key=lambda run: int(run[1]))
+        assert "".join(c * (int(end) - int(start) + 1) for c, start, end in found) == row[word]
+
+
+def test_small_words_are_read_on_both_grounds():
+    def bright(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        line = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * line[0] + 0.7152 * line[1] + 0.0722 * line[2]
+
+    style = re.search(r"<style>(.*?)</style>", Page("x").html(), re.S)[1]
+    for colours in re.findall(r"--ink:[^}]*", style):
+        values = dict(re.findall(r"--(\w+):(#\w{6})", colours))
+        for ground, ink in itertools.product(("paper", "card"), ("ink", "mute", "c0")):
+            low, high = sorted((bright(values[ground]), bright(values[ink])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ground, ink)
+    for rule in (".lead{", ".tile span{", "\ncaption{", ".facts th{"):
+        assert "color:var(--mute)" in style.partition(rule)[2].partition("}")[0]
 
 
 def test_a_card_counts_what_was_taken_for_what():
@@ -241,8 +306,8 @@ def test_the_page_of_a_head_of_numbers_has_them_beside_the_true_ones():
 @pytest.mark.parametrize(
     ("trained", "figures"),
     [
-        (residue_head, {"baselines", "reliability", "confusion", "map"}),
-        (number_head, {"baselines", "numbers", "map"}),
+        (residue_head, {"baselines", "reliability", "confusion", "map", "track"}),
+        (number_head, {"baselines", "numbers", "map", "track"}),
     ],
 )
 def test_heads_for_residues_have_pages_too(trained, figures):
@@ -364,6 +429,10 @@ def test_evaluations_of_every_sort_have_a_page(trained, records):
     assert page.table("metric") == [list(row) for row in told]
     assert "map" in page.figures
     assert {"confusion", "numbers"} & set(page.figures)
+    assert ("track" in page.figures) == (records is not None)
+    wrong = page.table("id")
+    if records is not None:  # strings that are cut off say nothing; tracks do
+        assert [len(row) for row in wrong] == [3] * len(wrong)
     misses = [answer.miss for answer in judged.answers]
     assert len(misses) == 10
     if trained is residue_head:  # residues that are wrong, over all proteins of one weight
@@ -425,6 +494,16 @@ def test_a_prediction_shows_what_was_said_and_what_is_odd():
     for name in ("scores", "similarity", "values"):
         for figure in page.figures[name]:
             assert sum(int(re.search(r": (\d+) ", title)[1]) for title in figure["titles"]) == len(answered)
+    for trained in heads:  # its card, and not its own number alone
+        metric = trained.task.main_metric
+        stated = f"Its card: {metric} {score_text(trained.card['metrics'][metric])}"
+        (told,) = [text for text in page.texts if stated in text]
+        gains = {k: v["head_minus_baseline"]["value"] for k, v in trained.card["baselines"].items()}
+        best = min(sorted(gains), key=gains.get)
+        beside = trained.card["baselines"][best]["metrics"][metric]
+        assert told.endswith(f"the best simple method, {best}: {score_text(beside)}.")
+    cards = [rows for rows in page.tables if rows[0][0] == "held-out proteins"]
+    assert len(cards) == len(heads)
     odd = [
         row for rows in page.tables for row in rows[1:] if rows[0] == ["id", "length", "status", "message"]
     ]
@@ -437,6 +516,18 @@ def test_a_prediction_shows_what_was_said_and_what_is_odd():
     drawn = "".join(letter * (int(end) - int(start) + 1) for letter, start, end, _ in runs)
     assert "".join(letters for *_, letters in runs) == records[0].sequence
     assert drawn == said["kind"][0]
+
+
+def test_records_that_were_changed_are_named_and_no_message_is_cut():
+    text = "J1" * 5 + proteins(1)[0].sequence[:20]
+    page = read(report_of([SequenceRecord("xs", text), *proteins(2, seed=3)], [head()]))
+    (row,) = (rows[1] for rows in page.tables if rows[0][-1] == "message")
+    assert row[:3] == ["xs", str(len(text)), "ok"]
+    assert row[3].startswith("10 residues became X (J at 1, 1 at 2")
+    assert "1 ok, with a remark" in "".join(page.texts)
+    assert "Every record was read whole" not in "".join(page.texts)
+    long = "a message that goes on and on " * 8
+    assert long in html_table(["id", "message"], [["a", long]], names=2, whole=("message",))
 
 
 def test_the_form_of_the_table_changes_nothing():
@@ -554,6 +645,11 @@ def test_a_map_lies_along_the_largest_differences():
     np.testing.assert_allclose(
         np.sqrt(np.square(points - points.mean(axis=0)).sum(axis=0)), largest, rtol=1e-4
     )
+    share = np.square(largest) / np.square(known - known.mean(axis=0)).sum()
+    assert ax.get_xlabel() == f"first principal component, {share[0]:.0%} of the variance"
+    assert ax.get_ylabel() == f"second principal component, {share[1]:.0%} of the variance"
+    for mark in ax.get_legend().legend_handles:
+        assert mark.get_sizes().min() >= 25  # the points themselves may be small
 
 
 def test_umap_is_drawn_where_it_is_installed_and_named_where_it_is_not(monkeypatch):

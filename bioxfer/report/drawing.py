@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bioxfer.cards import score_text
 from bioxfer.errors import MissingExtraError
 from bioxfer.quoting import printable
 
@@ -90,8 +91,12 @@ def draw_points(
     label: str,
     line: str = "",
     across: bool = False,
+    texts: Sequence[str] | None = None,
 ) -> None:
-    """Draw points with whiskers where there is an interval, of ``y`` or, ``across``, of ``x``."""
+    """Draw points with whiskers where there is an interval, of ``y`` or, ``across``, of ``x``.
+
+    A page shows ``texts`` over the points, or else their label and what they say.
+    """
     ends = [(math.nan, math.nan) if each is None else each for each in intervals]
     values = x if across else y
     # an interval of a percentile bootstrap may lie beside its value, and a whisker has no negative length
@@ -103,4 +108,10 @@ def draw_points(
         for value, (_, high) in zip(values, ends, strict=True)
     ]
     whiskers = {"xerr" if across else "yerr": [below, above]}
-    ax.errorbar(x, y, fmt=mark + line, color=colour, capsize=3, markersize=5, label=label, **whiskers)  # type: ignore[arg-type]
+    if line:  # a part of its own, so that the points are the only parts of theirs
+        ax.plot(x, y, line, color=colour)
+    drawn = ax.errorbar(x, y, fmt=mark, color=colour, capsize=3, markersize=5, label=label, **whiskers)  # type: ignore[arg-type]
+    if texts is None:
+        scores = zip(values, intervals, strict=True)
+        texts = [f"{label}: {score_text({'value': value, 'ci95': each})}" for value, each in scores]
+    hover(drawn.lines[0], texts)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bioxfer.cards import plain_way, sort_baselines
+from bioxfer.cards import plain_way, score_text, sort_baselines
 from bioxfer.errors import BioxferError, UsageError
 from bioxfer.output import publish
 from bioxfer.report.drawing import (
@@ -105,7 +105,12 @@ def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         )
     ax = make_axes(ax)
     total = sum(each["count"] for each in bins)
-    ax.bar(
+    texts = [
+        f"{each['count']} of {total} answers, of probability {each['confidence']:.3f} on average\n"
+        f"right: {score_text({'value': each['accuracy'], 'ci95': each['ci95']})}"
+        for each in bins
+    ]
+    bars = ax.bar(
         [each["low"] for each in bins],
         [each["count"] / total for each in bins],
         width=[each["high"] - each["low"] for each in bins],
@@ -114,6 +119,8 @@ def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         edgecolor="white",
         label="share of answers",
     )
+    for bar, text in zip(bars, texts, strict=True):
+        hover(bar, [text])
     ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="honest")
     draw_points(
         ax,
@@ -123,6 +130,7 @@ def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         colour=COLOURS[0],
         mark=MARKS[0],
         label="head",
+        texts=texts,
     )
     ax.set(
         xlim=(-0.02, 1.02),
@@ -180,6 +188,7 @@ def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes
             mark=MARKS[number % len(MARKS)],
             label=plain(plain_way(way)),
             line="-",
+            texts=[f"{plain_way(way)}, {point['size']} proteins: {score_text(point)}" for point in points],
         )
     ax.set_xscale("log")
     ax.set_xticks(sizes, [str(size) for size in sizes])
@@ -191,7 +200,8 @@ def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes
     )
     ax.grid(axis="y", color=SOFT)
     ax.set_axisbelow(True)
-    ax.legend(frameon=False)
+    # below, as whiskers may reach into each corner
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
     return ax
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from bioxfer.cards import plain_way, score_text
 from bioxfer.cardtables import (
     class_table,
@@ -15,11 +17,13 @@ from bioxfer.cardtables import (
     html_table,
     metric_table,
     nearness_table,
+    reliability_table,
     remark_list,
     set_table,
     transfer_table,
 )
 from bioxfer.judgement import Judgement
+from bioxfer.quoting import to_html
 from bioxfer.report.figures import (
     has_many_classes,
     plot_baselines,
@@ -29,8 +33,9 @@ from bioxfer.report.figures import (
     plot_numbers,
     plot_reliability,
 )
-from bioxfer.report.maps import draw_map, into_space
+from bioxfer.report.maps import draw_map, draw_track, into_space
 from bioxfer.report.page import Page
+from bioxfer.residues import ResidueHead
 from bioxfer.rows import Head
 
 __all__ = ["report_evaluation", "report_head"]
@@ -63,8 +68,10 @@ def report_head(head: Head) -> Page:
     ):
         page.draw(name, partial(plot, card), size=size)
     _draw_confusion(page, card)
-    for table in (metric_table, nearness_table, class_table, set_table):
+    for table in (metric_table, nearness_table, reliability_table, class_table, set_table):
         page.add(table(card))
+    if missed := card.get("missed"):
+        _add_missed(page, head, missed)
     if transfer := card.get("transfer"):
         page.heading("Did transfer help?")
         gain = transfer["verdict"]["gain"]
@@ -86,13 +93,58 @@ def report_head(head: Head) -> Page:
     )
     page.add(fact_table(card))
     page.add(remark_list(card))
-    page.details("the whole card", json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True))
+    whole = json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True)
+    page.details("the whole card", f"<pre>{to_html(whole)}</pre>")
     return page
 
 
 def _draw_confusion(page: Page, card: Mapping[str, Any]) -> None:
     many = has_many_classes(card)
-    page.draw("confusion", partial(plot_confusion, card), size=(9.2, 8.4) if many else (4.8, 4.4), broad=many)
+    page.draw(
+        "confusion",
+        partial(plot_confusion, card),
+        size=(9.2, 8.4) if many else (4.8, 4.4),
+        broad=many,
+        note="A cell is as dark as its share of its row, which holds all of that true class.",
+    )
+
+
+def _add_missed(page: Page, head: Head, missed: Mapping[str, Any]) -> None:
+    """Name the held-out proteins of which the head was most wrong."""
+    page.heading("Held-out proteins that deserve a second look")
+    _draw_missed(page, head, missed)
+    columns = ["id"] if isinstance(head, ResidueHead) else ["id", "true", "said"]
+    rows = [[*(row[c] for c in columns), f"{row['miss']:.3f}"] for row in missed["rows"]]
+    _add_worst(page, [*columns, missed["is"]], rows, names=len(columns), of=missed["of"])
+
+
+def _draw_missed(page: Page, head: Head, missed: Mapping[str, Any]) -> None:
+    """Draw what was said along the proteins whose residues are most wrong, beside the truth."""
+    if isinstance(head, ResidueHead):
+        for row in (row for row in missed["rows"] if "said" in row):
+            page.draw("track", partial(_draw_row, head, row), size=(9.6, 1.5 if head.labels else 2.0))
+
+
+def _draw_row(head: ResidueHead, row: Mapping[str, Any], ax: Any) -> None:
+    said, true = (row[word].split() if head.task.joint else list(row[word]) for word in ("said", "true"))
+    draw_track(head, said, np.empty(0), true=true, name=row["id"], ax=ax)
+
+
+def _add_worst(page: Page, columns: list[str], rows: list[list[Any]], *, names: int, of: int) -> None:
+    if not rows:
+        page.text("No answer is wrong.")
+        return
+    shown = f"the {len(rows)} worst of {of}" if of > len(rows) else f"all {of}"
+    page.add(html_table(columns, rows, names=names, caption=shown))
+
+
+def _error_tile(card: Mapping[str, Any]) -> dict[str, object]:
+    calibration = card["calibration"]
+    if (error := calibration.get("ece_after")) is None:
+        return {}
+    chance = calibration.get("ece_if_honest")
+    told = "calibration error of its scores" + ("" if chance is None else f" (chance alone: {chance:.3f})")
+    return {told: f"{error:.3f}"}
 
 
 def _best_numbers(card: Mapping[str, Any]) -> dict[str, object]:
@@ -104,8 +156,7 @@ def _best_numbers(card: Mapping[str, Any]) -> dict[str, object]:
         metric = gains[name]["metric"]
         numbers[f"{metric} on held-out proteins"] = score_text(card["metrics"][metric])
         numbers[f"over the best simple method, {name}"] = score_text(gains[name], sign=True)
-    if (error := card["calibration"].get("ece_after")) is not None:
-        numbers["calibration error of its scores"] = f"{error:.3f}"
+    numbers |= _error_tile(card)
     if width := card.get("uncertainty", {}).get("halfwidth90"):
         numbers["around a number, nine times of ten"] = f"±{width:.3g}"
     if transfer := card.get("transfer"):
@@ -132,8 +183,7 @@ def report_evaluation(head: Head, judged: Judgement, *, source: str) -> Page:
     stated = head.card.get("metrics", {}).get(metric)
     if stated:
         tiles[f"{metric} in the head's card"] = score_text(stated)
-    if (error := card["calibration"].get("ece_after")) is not None:
-        tiles["calibration error of its scores"] = f"{error:.3f}"
+    tiles |= _error_tile(card)
     facts = {name: value for name, value, low, _ in judged.rows if not low}
     tiles["proteins"] = facts["proteins"]
     if int(facts["trained_on"]):
@@ -154,22 +204,23 @@ def report_evaluation(head: Head, judged: Judgement, *, source: str) -> Page:
         + (" Colours are the true labels." if labels else ""),
     )
     page.add(html_table(["metric", "value", "low", "high"], judged.rows))
+    page.add(reliability_table(card))
     page.add(class_table(card))
     page.add(set_table(card))
     page.heading("Answers that deserve a second look")
+    _draw_missed(page, head, card.get("missed", {}))
     wrong = sorted((a for a in judged.answers if a.miss > 0), key=lambda a: -a.miss)
+    columns = ["id", "true", "said"] if judged.by_label else ["id"]
     rows = [
-        [a.id, a.true, a.said, f"{a.miss:.3f}", None if math.isnan(a.similarity) else f"{a.similarity:.3f}"]
+        [
+            *(getattr(a, column) for column in columns),
+            f"{a.miss:.3f}",
+            None if math.isnan(a.similarity) else f"{a.similarity:.3f}",
+        ]
         for a in wrong[:_LOOKED_AT]
     ]
-    if rows:
-        shown = f"the {len(rows)} worst of {len(wrong)}" if len(wrong) > len(rows) else f"all {len(wrong)}"
-        page.add(
-            html_table(["id", "true", "said", judged.miss_is, "similarity to training"], rows, names=3,
-                       caption=shown)
-        )  # fmt: skip
-    else:
-        page.text("No answer is wrong.")
+    columns_said = [*columns, judged.miss_is, "similarity to training"]
+    _add_worst(page, columns_said, rows, names=len(columns), of=len(wrong))
     if judged.left_out:
         named = ", ".join(judged.left_out[:10])
         page.text(f"Without a vector, and so without an answer: {len(judged.left_out)} ({named}).")

@@ -115,6 +115,9 @@ def draw_map(
     known = index.vectors.astype(np.float32)
     to_plane = _lay_out(known, behind, how, seed)
     ax = make_axes(ax)
+    from matplotlib.collections import PathCollection
+    from matplotlib.lines import Line2D
+
     if space is None:
         shown, total = to_plane(known[behind]), len(index.ids)
         titles = [index.ids[i] for i in behind]
@@ -154,14 +157,20 @@ def draw_map(
         hover(points, [titles[i] if more is None else f"{titles[i]}\n{more[i]}" for i in places.tolist()])
     drawn = f"{len(shown)} of {total}" if len(shown) < total else f"{total}"
     ax.set(title=f"{plain(head.name)}: {drawn} {what}", xticks=[], yticks=[])
-    axis = "principal component" if how == "pca" else "UMAP dimension"
-    ax.set(xlabel=f"first {axis}", ylabel=f"second {axis}")
+    if isinstance(to_plane, _Plane):
+        first, second = (f"principal component, {share:.0%} of the variance" for share in to_plane.shares)
+    else:
+        first = second = "UMAP dimension"
+    ax.set(xlabel=f"first {first}", ylabel=f"second {second}")
     if said is not None or space is not None:
         legend = ax.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False, handletextpad=0.2
         )
-        for handle in legend.get_lines():
-            handle.set_markersize(5)  # as large as the others', else it is hardly seen
+        for handle in legend.legend_handles:  # as large as each other, however small the points are
+            if isinstance(handle, Line2D):
+                handle.set_markersize(5)
+            elif isinstance(handle, PathCollection):
+                handle.set_sizes([28])
     return ax
 
 
@@ -176,8 +185,10 @@ class _Plane:
     def __init__(self, known: Floats) -> None:
         self.mean = known.mean(axis=0)
         centred = (known - self.mean).astype(np.float64)
-        _, axes = np.linalg.eigh(centred.T @ centred)
+        spread, axes = np.linalg.eigh(centred.T @ centred)
         best = axes[:, ::-1][:, :2]
+        # of a single dimension, or of proteins that are all alike, there is nothing to share
+        self.shares = np.pad(spread[::-1][:2].clip(min=0), (0, max(0, 2 - len(spread)))) / (spread.sum() or 1)
         best = np.pad(best, ((0, 0), (0, 2 - best.shape[1])))  # of a single dimension
         # a direction has no sign of its own
         self.axes = best * np.where(best[np.abs(best).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
@@ -263,22 +274,31 @@ def draw_track(
     said: Sequence[str],
     scores: Floats,
     *,
+    true: Sequence[str] | None = None,
     sequence: str = "",
     name: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw `plot_track` of answers that are there already: L texts, and how probable each is ``(L,)``."""
+    """Draw `plot_track` of answers that are there already: L texts, and how probable each is ``(L,)``.
+
+    ``true`` are L texts to draw beside them; the probabilities may be missing.
+    """
     ax = make_axes(ax, size=(9, 2.2))
     width = max(1, math.ceil(len(said) / _MOST_STEPS))
     starts = np.arange(0, len(said), width)
     digits = all(len(label) == 1 and label.isdigit() for label in head.labels)
     if digits:  # also true of a head of numbers, which has no labels
-        values = np.array([_number(text) for text in said])
-        line = [
-            float(np.nanmean(values[s : s + width])) if np.isfinite(values[s : s + width]).any() else math.nan
-            for s in starts
-        ]
-        ax.plot(starts + (width + 1) / 2, line, color=COLOURS[0], linewidth=1, drawstyle="steps-mid")
+        line = _average(said, starts, width)
+        told = "said" if true is not None else None
+        ax.plot(
+            starts + (width + 1) / 2, line, color=COLOURS[0], linewidth=1, drawstyle="steps-mid", label=told
+        )
+        if true is not None:
+            ax.plot(
+                starts + (width + 1) / 2, _average(true, starts, width), color=COLOURS[1], linewidth=1,
+                linestyle="--", drawstyle="steps-mid", label="true",
+            )  # fmt: skip
+            ax.legend(loc="lower left", bbox_to_anchor=(1.0, 0.0), frameon=False)
         ax.fill_between(
             starts + (width + 1) / 2,
             line,
@@ -296,46 +316,63 @@ def draw_track(
             color=GREY,
             linewidth=0.8,
         )
-        _draw_runs(ax, head.labels, said, scores, sequence, width)
-        ax.set(ylim=(-0.4, 1.02), ylabel="probability")
-        ax.set_yticks([0, 0.5, 1])
+        bands = {"said": said, **({} if true is None else {"true": true})}
+        _draw_runs(ax, head.labels, bands, scores, sequence, width)
+        middles = [-0.225 - 0.3 * place for place in range(len(bands))]
+        if len(scores):
+            ax.set_yticks([*middles, 0, 0.5, 1], [*bands, "0", "0.5", "1"])
+            ax.set(ylim=(middles[-1] - 0.175, 1.02), ylabel="probability")
+        else:
+            ax.set_yticks(middles, list(bands))
+            ax.set(ylim=(middles[-1] - 0.175, -0.05))
     ax.set(xlim=(0.5, max(len(said), 1) + 0.5), xlabel="residue")
     ax.set_title(f"{plain(head.name)} along {plain(name, longest=60)}" if name else plain(head.name))
     return ax
 
 
+def _average(texts: Sequence[str], starts: npt.NDArray[np.intp], width: int) -> list[float]:
+    values = np.array([_number(text) for text in texts])
+    steps = [values[start : start + width] for start in starts]
+    return [float(np.nanmean(step)) if np.isfinite(step).any() else math.nan for step in steps]
+
+
 def _draw_runs(
-    ax: Axes, labels: Sequence[str], said: Sequence[str], scores: Floats, sequence: str, width: int
+    ax: Axes,
+    labels: Sequence[str],
+    bands: Mapping[str, Sequence[str]],
+    scores: Floats,
+    sequence: str,
+    width: int,
 ) -> None:
-    """Draw stretches of one class as boxes under the line."""
+    """Draw stretches of one class as boxes under the line, a band for each sort of answer."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    majority = [Counter(said[s : s + width]).most_common(1)[0][0] for s in range(0, len(said), width)]
-    runs: list[tuple[str, int, int]] = []
-    for step, label in enumerate(majority):
-        start, end = step * width, min((step + 1) * width, len(said))
-        if runs and runs[-1][0] == label:
-            runs[-1] = (label, runs[-1][1], end)
-        else:
-            runs.append((label, start, end))
-    for label in sorted(set(majority)):
+    runs: dict[str, list[tuple[str, int, int]]] = {}
+    for word, letters in bands.items():
+        runs[word] = []
+        for start in range(0, len(letters), width):
+            label = Counter(letters[start : start + width]).most_common(1)[0][0]
+            end = min(start + width, len(letters))
+            if runs[word] and runs[word][-1][0] == label:
+                start = runs[word].pop()[1]
+            runs[word].append((label, start, end))
+    for label in sorted({run[0] for band in runs.values() for run in band}):
         # of one colour on every track; what was cut off has none
         colour = COLOURS[labels.index(label) % len(COLOURS)] if label in labels else GREY
-        mine = [run for run in runs if run[0] == label]
-        boxes = PatchCollection(
-            [Rectangle((start + 0.5, -0.35), end - start, 0.25) for _, start, end in mine],
-            facecolor=colour,
-            edgecolor="none",
-        )
-        texts = []
-        for _, start, end in mine:
-            sure = f", mean probability {np.mean(scores[start:end]):.2f}" if start < len(scores) else ""
-            stretch = sequence[start:end]
-            letters = stretch if len(stretch) <= _MOST_LETTERS else f"{stretch[: _MOST_LETTERS - 3]}..."
-            texts.append(f"{label}: residues {start + 1} to {end}{sure}\n{letters}".rstrip())
-        hover(boxes, texts)
-        ax.add_collection(boxes)
+        boxes, texts = [], []
+        for place, (word, band) in enumerate(runs.items()):
+            for _, start, end in (run for run in band if run[0] == label):
+                boxes.append(Rectangle((start + 0.5, -0.35 - 0.3 * place), end - start, 0.25))
+                told = word == "said" and start < len(scores)
+                sure = f", mean probability {np.mean(scores[start:end]):.2f}" if told else ""
+                stretch = sequence[start:end]
+                shown = stretch if len(stretch) <= _MOST_LETTERS else f"{stretch[: _MOST_LETTERS - 3]}..."
+                whose = f"{word} {label}" if len(runs) > 1 else label
+                texts.append(f"{whose}: residues {start + 1} to {end}{sure}\n{shown}".rstrip())
+        drawn = PatchCollection(boxes, facecolor=colour, edgecolor="none")
+        hover(drawn, texts)
+        ax.add_collection(drawn)
         ax.plot([], [], "s", color=colour, label=plain_name(label))
     ax.legend(loc="lower left", bbox_to_anchor=(1.0, 0.0), frameon=False, handletextpad=0.2)
 

@@ -26,13 +26,15 @@ __all__ = ["Page", "check_report"]
 _SUFFIXES = (".html", ".htm")
 
 _LIGHT = {
-    "ink": "#1b1f24", "paper": "#ffffff", "soft": "#e3e3e3", "grey": "#8a8f98", "card": "#f5f6f8",
+    "ink": "#1b1f24", "paper": "#ffffff", "soft": "#e3e3e3", "grey": "#8a8f98", "mute": "#5b626c",
+    "card": "#f5f6f8",
     "c0": "#0072b2", "c1": "#d55e00", "c2": "#009e73", "c3": "#c26195", "c4": "#d08f00", "c5": "#3d9bd6",
     "c6": "#1b1f24", "s0": "#440154", "s1": "#3b528b", "s2": "#21918c", "s3": "#4fb04f", "s4": "#c9a800",
 }  # fmt: skip
 # Okabe and Ito's hues, lighter, so that thin lines are seen on a dark ground
 _DARK = {
-    "ink": "#e6e8eb", "paper": "#15181c", "soft": "#343a42", "grey": "#8d949e", "card": "#1e2228",
+    "ink": "#e6e8eb", "paper": "#15181c", "soft": "#343a42", "grey": "#8d949e", "mute": "#a5adb8",
+    "card": "#1e2228",
     "c0": "#4aa8e0", "c1": "#f08a4b", "c2": "#3cc79c", "c3": "#e0a0c4", "c4": "#f0b840", "c5": "#8fd0f5",
     "c6": "#e6e8eb", "s0": "#b083d6", "s1": "#7f9be0", "s2": "#3fb8b0", "s3": "#7ed67e", "s4": "#f2d544",
 }  # fmt: skip
@@ -54,13 +56,13 @@ h2{{font-size:19px;margin:40px 0 12px;padding-top:12px;border-top:1px solid var(
 overflow-wrap:anywhere}}
 h3{{font-size:16px;margin:24px 0 8px}}
 p{{margin:6px 0;max-width:80ch}}
-.lead{{color:var(--grey);margin:0 0 20px;overflow-wrap:anywhere}}
+.lead{{color:var(--mute);margin:0 0 20px;overflow-wrap:anywhere}}
 .tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,170px),1fr));
 gap:12px;margin:16px 0}}
 .tile{{background:var(--card);border-radius:8px;padding:12px 14px}}
 .tile b{{display:block;font-size:19px;line-height:1.3;font-variant-numeric:tabular-nums;
 overflow-wrap:anywhere}}
-.tile span{{font-size:13px;color:var(--grey)}}
+.tile span{{font-size:13px;color:var(--mute)}}
 .figures{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:28px 32px;
 margin:16px 0}}
 figure{{margin:0;min-width:0;break-inside:avoid}}
@@ -73,13 +75,13 @@ svg.figure *{{stroke-linejoin:round;stroke-linecap:butt}}
 svg.figure text{{font-family:system-ui,sans-serif}}
 .wide{{overflow-x:auto;margin:12px 0}}
 table{{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}}
-caption{{text-align:left;padding:4px 0;color:var(--grey)}}
+caption{{text-align:left;padding:4px 0;color:var(--mute);white-space:nowrap}}
 th,td{{text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-bottom:1px solid var(--soft)}}
 th{{font-weight:600}}
 td{{overflow-wrap:anywhere}}
 .wide td,.wide th{{overflow-wrap:normal}}
 .n{{text-align:right;white-space:nowrap}}
-.facts th{{white-space:nowrap;font-weight:400;color:var(--grey)}}
+.facts th{{white-space:nowrap;font-weight:400;color:var(--mute)}}
 ul{{padding-left:20px}}
 li{{overflow-wrap:anywhere}}
 nav{{font-size:14px;margin:12px 0}}
@@ -167,9 +169,9 @@ class Page:
         links = "".join(f'<a href="#{to_html(a)}">{to_html(name)}</a>' for a, name in places.items())
         self.add(f"<nav>{links}</nav>")
 
-    def details(self, summary: str, text: str) -> None:
-        """Add a text that a reader may open."""
-        self.add(f"<details><summary>{to_html(summary)}</summary><pre>{to_html(text)}</pre></details>")
+    def details(self, summary: str, html: str) -> None:
+        """Add a piece of HTML, in which all is escaped, that a reader may open."""
+        self.add(f"<details><summary>{to_html(summary)}</summary>{html}</details>")
 
     def add(self, html: str) -> None:
         """Add a piece of HTML in which all is escaped."""

@@ -10,7 +10,7 @@ import heapq
 import math
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bioxfer.cards import score_text
-from bioxfer.cardtables import html_table
+from bioxfer.cardtables import card_to_html, html_table
+from bioxfer.embedding import EmbeddedRecord
 from bioxfer.report.maps import draw_map, draw_track, into_space, plot_counts, plot_histogram
 from bioxfer.report.page import Page
 from bioxfer.residue_tasks import ResidueValues
@@ -36,6 +37,7 @@ _TRACKS = 5  # proteins whose residues are drawn, for each head
 _POINTS, _LEAST_POINTS = 4000, 150  # on all maps together, and on each
 _MOST_ON_MAP = 1000
 _SMALL = (4.8, 3.2)
+_REMARKED = "ok, with a remark"
 
 
 class _Sample(NamedTuple):
@@ -97,6 +99,27 @@ class _Seen:
             _keep(self.least_sure, (-score, -number, id_, said), when=True)
 
 
+def _sort_of(e: EmbeddedRecord) -> str:
+    """Say why a record deserves a second look; ``ok`` if it does not."""
+    origin = e.record.origin
+    # of each that was translated the message tells at least that it was
+    usual = origin is not None and origin.start is not None and not origin.oddities
+    return _REMARKED if e.status == "ok" and e.message and not usual else e.status
+
+
+def _beside(card: Mapping[str, Any], metric: str) -> str:
+    """Say how good the best simple method is."""
+    gains = {
+        name: each["head_minus_baseline"]["value"]
+        for name, each in card.get("baselines", {}).items()
+        if metric in each["metrics"]
+    }
+    if not gains:
+        return "."
+    best = min(gains, key=lambda name: (gains[name], name))
+    return f"; the best simple method, {best}: {score_text(card['baselines'][best]['metrics'][metric])}."
+
+
 def _place_of(record: SequenceRecord) -> str:
     """Say on which nucleotides a protein is written, on a line of its own."""
     origin = record.origin
@@ -134,6 +157,7 @@ class PredictionReport:
         self._seen = {head.name: _Seen(head) for head in self.heads}
         self.count = 0
         self.statuses: Counter[str] = Counter()
+        self.sorts: Counter[str] = Counter()  # of the rows that deserve a second look
         self.translated = self.odd_genes = 0
         self._lengths = array("q")
         self._odd: dict[str, list[list[object]]] = {}
@@ -151,8 +175,9 @@ class PredictionReport:
             if (origin := e.record.origin) is not None and origin.start is not None:
                 self.translated += 1
                 self.odd_genes += bool(origin.oddities)
-            if e.status != "ok":
-                rows = self._odd.setdefault(e.status, [])
+            if (sort := _sort_of(e)) != "ok":
+                self.sorts[sort] += 1
+                rows = self._odd.setdefault(sort, [])
                 if len(rows) < _ROWS_NAMED:
                     rows.append([e.record.id, e.length, e.status, e.message])
         for head in self.heads:
@@ -214,14 +239,14 @@ class PredictionReport:
 
     def _add_rows(self, page: Page) -> None:
         page.heading("Rows that deserve a second look", anchor="look")
-        order = ("failed", "skipped", "truncated", "windowed")
-        for status in order:
-            rows = self._odd.get(status, [])
-            count = self.statuses[status]
-            shown = f"{count} {status}" if len(rows) == count else f"{count} {status}, the first {len(rows)}"
-            page.add(html_table(["id", "length", "status", "message"], rows, caption=shown, names=4))
-        if not any(self.statuses[status] for status in order):
-            page.text("Every record was read whole.")
+        for sort in ("failed", "skipped", "truncated", "windowed", _REMARKED):
+            rows = self._odd.get(sort, [])
+            count = self.sorts[sort]
+            shown = f"{count} {sort}" if len(rows) == count else f"{count} {sort}, the first {len(rows)}"
+            columns = ["id", "length", "status", "message"]
+            page.add(html_table(columns, rows, caption=shown, names=4, whole=("message",)))
+        if not self.sorts:
+            page.text("Every record was read whole, and nothing was odd.")
         if self.translated:
             odd = f"; {self.odd_genes} of them are odd" if self.odd_genes else ""
             page.text(
@@ -241,8 +266,11 @@ class PredictionReport:
         held = head.card.get("split", {}).get("valid")
         page.text(
             f"{head.task.name}, {head.kind} head."
-            + (f" Its card: {metric} {score_text(stated)} on {held} held-out proteins." if stated else "")
+            + (f" Its card: {metric} {score_text(stated)} on {held} held-out proteins" if stated else "")
+            + (_beside(head.card, metric) if stated else "")
         )
+        if head.card:
+            page.details(f"the card of {head.name}", card_to_html(head.card))
         answered = sum(seen.flags.values())
         if not answered:
             page.text("No record has an answer.")
