@@ -373,7 +373,9 @@ def _cluster(
                 stack.callback(ray.shutdown)
                 ray.init(address=address, **quiet)
                 size, threads = _share(ray, job, workers, parts)
-        except (ConnectionError, RuntimeError, ValueError, OverflowError, OSError) as error:
+        except BioxferError:
+            raise
+        except Exception as error:  # Ray raises this very class where its processes start too slowly
             here = "a Ray cluster cannot be started here"
             where = here if address is None else f"there is no Ray cluster at {address}"
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -395,6 +395,16 @@ def test_a_cluster_that_is_not_there_is_one_sentence(bench, stub, monkeypatch):
     assert "there is no Ray cluster at auto (nobody answers)" in one_sentence(ended.err)
 
 
+def test_a_cluster_that_starts_too_slowly_is_one_sentence(bench, stub, monkeypatch):
+    def fail(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(stub, "init", fail)
+    ended = bench.embed(bench.fasta, "--distributed")
+    assert ended.code == 3
+    assert "a Ray cluster cannot be started here (The current node timed out" in one_sentence(ended.err)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
 def test_an_address_where_nobody_listens_is_one_sentence_at_once(bench, stub, address):
     with socket.socket() as taken:  # bound and not listening
