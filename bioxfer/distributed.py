@@ -19,6 +19,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bioxfer import errors
 from bioxfer.errors import BioxferError, InputError, MissingExtraError, OutputError, UsageError, WorkerError
@@ -45,7 +46,7 @@ PART_RECORDS = 5000
 _PATIENCE = 10  # seconds until a cluster must have answered
 _TRIES = 3  # times that a part is begun; one that ends its worker each time would do so for ever
 _STORE = 100 * 2**20  # bytes of Ray's shared memory; it holds nothing but numbers of parts
-_LONGEST = 40  # characters of a temporary folder; Ray's sockets lie in it, whose names end at 107
+_LONGEST = 25  # characters of a temporary folder; names of Ray's sockets have up to 82 more, and end at 107
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would tell Ray's makers about the cluster
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -191,6 +192,8 @@ class Worker:
                     f"{part} has ended its worker {_TRIES} times, for want of memory or a library's fault; "
                     "give each more memory (fewer --workers), or find the record with fewer --part-records"
                 )
+            if begun:
+                logger.warning("%s is begun again, as the worker that had it has died", part)
             path.write_text(f"{self._run} {begun + 1}", encoding="ascii")
         except OSError as error:
             raise OutputError(
@@ -371,7 +374,9 @@ def _cluster(
                 stack.callback(ray.shutdown)
                 ray.init(address=address, **quiet)
                 size, threads = _share(ray, job, workers, parts)
-        except (ConnectionError, RuntimeError, ValueError, OverflowError, OSError) as error:
+        except BioxferError:
+            raise
+        except Exception as error:  # Ray raises this very class where its processes start too slowly
             here = "a Ray cluster cannot be started here"
             where = here if address is None else f"there is no Ray cluster at {address}"
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -455,15 +460,53 @@ def _own_messages() -> Iterator[None]:
                 each.stream = stream  # type: ignore[attr-defined]
 
 
+# Ray ends this process without a word when its own are gone, and then nothing here can clean up.
+_GUARD = """
+import os, shutil, sys, time
+if not os.read(0, 1):
+    sys.stderr.write(sys.argv[2])
+    for _ in range(100):  # until Ray's processes write no more
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
+        if not os.path.exists(sys.argv[1]):
+            break
+        time.sleep(0.1)
+"""
+_GONE = (
+    "bioxfer: Ray's processes or this one were killed, for want of memory if by nobody; finished parts stay, "
+    "run the same command again\n"
+)
+
+
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[str]:
-    """Lend a folder of the user's own for Ray's sockets and logs; its usual one is shared by all users."""
+    """Lend a folder of the user's own for Ray's sockets and logs; its usual one is shared by all users.
+
+    A guard, a process that waits for the end of this one, removes it where this one cannot.
+    """
     usual = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="bxray-", dir=usual if len(usual) < _LONGEST else "/tmp")
+    folder = tempfile.mkdtemp(prefix="bxray-", dir=usual if len(usual) <= _LONGEST else "/tmp")
     try:
-        yield folder
+        guard = subprocess.Popen(
+            [sys.executable, "-ISc", _GUARD, folder, _GONE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=_file_number(sys.stderr),
+            start_new_session=True,  # out of reach of Ctrl-C
+        )
+        try:
+            yield os.path.join(folder, "r")  # Ray opens its own folder to everybody
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                guard.communicate(b".")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _file_number(stream: IO[str] | None) -> int:
+    try:
+        return subprocess.DEVNULL if stream is None else stream.fileno()
+    except OSError:  # it is no file
+        return subprocess.DEVNULL
 
 
 def _import_ray(address: str | None) -> Any:

@@ -190,7 +190,7 @@ def _check_marks(parts: Sequence[str], out: str) -> dict[str, Mark]:
     numbers: dict[int, str] = {}
     for other, its in marks.items():
         if difference := mark.compare(its.request, its.shard):
-            raise InputError(f"{name} was made with {difference} as {other}; merge parts of one request")
+            raise InputError(f"{name} was made with {difference} as {other}; name parts of one request")
         if its.input != mark.input:
             raise InputError(
                 f"{name} was made from another input than {other} ({mark.input.records} records and "

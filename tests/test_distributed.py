@@ -299,6 +299,29 @@ def test_the_driver_counts_and_tells(bench, stub, caplog):
     assert not os.path.exists(stub.asked["_temp_dir"])
 
 
+def test_rays_folder_is_the_users_own_and_short_and_goes_whatever_happens(tmp_path):
+    code = (
+        "import os, sys; from bioxfer import distributed as d; w = d._temporary_folder(); f = w.__enter__();"
+    )
+    code += "print(f, oct(os.stat(os.path.dirname(f)).st_mode & 0o777)); sys.stdout.flush(); os._exit(1)"
+    long = tmp_path / ("x" * 30)
+    long.mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE), "TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+    )
+    folder, mode = ended.stdout.split()
+    assert len(folder) < 30
+    assert mode == "0o700"
+    assert "finished parts stay, run the same command again" in one_sentence(ended.stderr)
+    began = time.monotonic()
+    while os.path.exists(os.path.dirname(folder)):
+        assert time.monotonic() - began < AT_ONCE
+        time.sleep(0.05)
+
+
 def test_relative_names_are_meant_from_where_the_driver_is(bench, stub, monkeypatch):
     monkeypatch.chdir(bench.folder)
     words = "embed", "in.fasta", "-o", "out.csv", "--model", bench.weights.name, "--distributed"
@@ -321,6 +344,22 @@ def test_parts_are_merged_where_that_is_asked_for(bench, stub, merge):
     assert bench.embed(bench.fasta, *options).code == 0
     assert bench.out.exists() == merge
     assert len(find_parts(bench.out)) == (0 if merge else 3)
+
+
+def test_parts_of_an_earlier_division_are_not_merged(bench, stub):
+    assert bench.embed(bench.fasta, "--distributed", "--part-records", "2").code == 0
+    earlier = find_parts(bench.out)
+    assert bench.embed(bench.fasta, "--distributed", "--part-records", "4", "--merge").code == 0
+    assert len(bench.rows()) == 6
+    assert find_parts(bench.out) == earlier
+    ended = run("merge", "-o", bench.out, "--overwrite")
+    assert ended.code == 0
+
+
+def test_an_empty_input_is_merged(bench, stub):
+    assert bench.embed(bench.write("none.fasta", ""), "--distributed", "--merge").code == 0
+    assert bench.rows() == []
+    assert not find_parts(bench.out)
 
 
 def test_predictions_of_workers_are_those_of_one_process(bench, stub):
@@ -354,6 +393,16 @@ def test_a_cluster_that_is_not_there_is_one_sentence(bench, stub, monkeypatch):
     ended = bench.embed(bench.fasta, "--distributed", "--ray-address", "auto")
     assert ended.code == 3
     assert "there is no Ray cluster at auto (nobody answers)" in one_sentence(ended.err)
+
+
+def test_a_cluster_that_starts_too_slowly_is_one_sentence(bench, stub, monkeypatch):
+    def fail(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(stub, "init", fail)
+    ended = bench.embed(bench.fasta, "--distributed")
+    assert ended.code == 3
+    assert "a Ray cluster cannot be started here (The current node timed out" in one_sentence(ended.err)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
@@ -430,7 +479,7 @@ def ray_here(bench) -> None:
 
 
 def start(bench: Bench, *words: object, slow: bool = False) -> subprocess.Popen:
-    """Start a command of its own process group, whose standard error is a pipe."""
+    """Start a command of its own process group, whose standard output and error are pipes."""
     paths = [str(PACKAGE), os.environ.get("PYTHONPATH", "")]
     if slow:
         (bench.folder / "slow").mkdir(exist_ok=True)
@@ -439,6 +488,7 @@ def start(bench: Bench, *words: object, slow: bool = False) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "bioxfer", *map(str, words)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -549,7 +599,9 @@ def test_a_worker_killed_in_the_middle_loses_nothing(bench):
             os.kill(killed, signal.SIGKILL)
     assert child.wait(PATIENCE) == 0, said
     assert killed
+    assert child.stdout.read() == ""
     assert len(re.findall(r"part \d+ of 12: worker", "".join(said))) == 12
+    assert len(re.findall(r"is begun again, as the worker that had it has died", "".join(said))) == 1
     whole = bench.folder / "whole.csv"
     assert bench.embed(bench.fasta, out=whole).code == 0
     assert bench.out.read_bytes() == whole.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -126,19 +127,29 @@ def run_job(
 def _run_distributed(job: Job, spread: Spread, *, overwrite: bool, quiet: bool) -> Ran:
     from bioxfer.distributed import PART_RECORDS, distribute
 
-    with show_progress(quiet=quiet) as progress:
+    block = spread.part_records or PART_RECORDS
+    # Ray writes notes to standard output, whatever it is told.
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        show_progress(quiet=quiet) as progress,
+    ):
         statuses = distribute(
             job,
             workers=spread.workers,
-            part_records=spread.part_records or PART_RECORDS,
+            part_records=block,
             address=spread.ray_address,
             overwrite=overwrite,
             progress=progress,
         )
     if spread.merge:
         from bioxfer.merging import merge_parts
+        from bioxfer.shards import Shard, name_part
 
-        merge_parts(job.out, overwrite=overwrite, delete_parts=True)
+        # By name: those of an earlier division may lie beside.
+        count = max(1, -(-sum(statuses.values()) // block))
+        parts = [name_part(job.out, Shard(number, count)) for number in range(1, count + 1)]
+        merge_parts(job.out, parts, overwrite=overwrite, delete_parts=True)
     else:
         log.info("the parts lie beside %s; bioxfer merge -o %s joins them", job.out, shlex.quote(job.out))
     return Ran(statuses, job.out, sum(statuses.values()))
