@@ -519,7 +519,7 @@ def _search_mmseqs(
         if references is not None:
             _write_numbered(place / "r.fasta", references)
         target = "q.fasta" if references is None else "r.fasta"
-        command = ["mmseqs", "easy-search", "q.fasta", target, "hits.tsv", "tmp"]
+        command = ["mmseqs", "easy-search", "q.fasta", target, "hits.tsv", "tmp", "--dbtype", "1"]
         command += ["-e", str(evalue), "--max-seqs", str(most), "-v", "1"]
         command += ["--format-output", "query,target,fident,qcov,tcov,bits,qlen,tlen"]
         command += ["--threads", str(threads or os.cpu_count() or 1)]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 300  # seconds of a cell; on an idle machine the slowest takes about 20
+TIMEOUT = 900  # seconds of a cell; on an idle machine the slowest takes about 20
 
 
 def execute(path: Path) -> Any:
