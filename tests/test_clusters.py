@@ -147,13 +147,13 @@ def test_a_family_beyond_the_followed_occurrences_is_one_cluster(monkeypatch):
     assert set(cluster_sequences(family, method="kmer").tolist()) == {0}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS[1:])
 def test_proteins_that_look_like_nucleotides_are_searched_as_proteins(method):
     rng = np.random.default_rng(4)
     first = "".join(rng.choice(list("ACGT"), size=200))
     links = find_links([first], ["".join(rng.choice(list("ACGT"), size=200)), first], method=method)
-    assert links.reference[np.argmax(links.identity)] == 1
-    assert links.identity.max() == 1
+    assert links.reference.tolist() == [1]
+    assert links.identity.tolist() == [1]
 
 
 def test_ids_that_a_search_tool_would_edit_never_reach_it(tmp_path):
