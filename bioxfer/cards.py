@@ -53,6 +53,12 @@ def _describe(card: dict[str, Any]) -> str:
     lines += _describe_gain(card["baselines"])
     if transfer := card.get("transfer"):
         lines += ["", *_describe_transfer(transfer)]
+    elif curve := card.get("curve"):
+        lines += ["", f"{'learning curve':<20}{curve[0]['metric']:>26}"]
+        sizes = [f"{point['size']} proteins" for point in curve]
+        scores = zip(sizes, map(score_text, curve), strict=True)
+        lines += [f"{size:<20}{score:>26}" for size, score in scores]
+        lines += _describe_left_out(card)
     if nearness := card.get("by_identity"):
         lines += ["", *_describe_nearness(nearness)]
     if per_class := card.get("classes"):
@@ -127,12 +133,16 @@ def _describe_transfer(transfer: Mapping[str, Any]) -> list[str]:
         points = {point["way"]: point for point in curve if point["size"] == size}
         cells = [score_text(points[way]) if way in points else "-" for way in order]
         lines.append(f"{f'{size} proteins':<20}" + "".join(f"{cell:>26}" for cell in cells))
-    left = transfer.get("left_out_sizes", {})
-    lines += [f"{size} proteins: left out of the learning curve, as {why}" for size, why in left.items()]
+    lines += _describe_left_out(transfer)
     if not curve:
         cells = [score_text(ways[way]["metrics"][gain["metric"]]) for way in order]
         lines.append(f"{'all proteins':<20}" + "".join(f"{cell:>26}" for cell in cells))
     return lines
+
+
+def _describe_left_out(curve: Mapping[str, Any]) -> list[str]:
+    left = curve.get("left_out_sizes", {})
+    return [f"{size} proteins: left out of the learning curve, as {why}" for size, why in left.items()]
 
 
 def plain_way(way: str) -> str:

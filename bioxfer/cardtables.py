@@ -15,6 +15,7 @@ from bioxfer.quoting import name_labels, to_html
 __all__ = [
     "card_to_html",
     "class_table",
+    "curve_table",
     "fact_table",
     "html_table",
     "metric_table",
@@ -139,6 +140,13 @@ def transfer_table(card: Card) -> str:
             ]
         )
     return html_table(["transfer", metric, "over the target alone"], rows)
+
+
+def curve_table(card: Card) -> str:
+    """Write how good the head is where it learnt from fewer proteins."""
+    rows = [[point["size"], point["draws"], score_text(point)] for point in card.get("curve", ())]
+    metric = next((point["metric"] for point in card.get("curve", ())), "")
+    return html_table(["proteins in training", "draws", metric], rows)
 
 
 def nearness_table(card: Card) -> str:

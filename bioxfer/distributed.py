@@ -158,11 +158,7 @@ class Worker:
         shard = Shard(number, len(self._census.parts), self._census.block)
         part, mark, finished = prepare_part(loaded, shard, total, overwrite=self._overwrite)
         if finished:
-            if mark.input != total:
-                raise OutputError(
-                    f"{part} was made from another input ({mark.input.records} records, now "
-                    f"{total.records}); use --overwrite to make it anew, or name another output"
-                )
+            mark.check_input(part, total)
             return mark.statuses, False
         tries = self._count_tries(part)
         records = self._draw(number)

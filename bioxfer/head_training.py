@@ -20,6 +20,7 @@ from bioxfer import __version__
 from bioxfer.alignment import align_to_training
 from bioxfer.clusters import homology_split
 from bioxfer.conformal import ConformalScores
+from bioxfer.curves import DRAWS, HEAD, check_sizes, draw_curve
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.evaluate import composition, dipeptides, score_answers, score_beside, score_gain
 from bioxfer.families import FamilyMemory
@@ -29,15 +30,17 @@ from bioxfer.honesty import (
     describe_answers,
     describe_calibration,
     describe_classes,
+    describe_domain,
     describe_misses,
     describe_nearness,
     describe_sets,
     find_warnings,
     label_by_alignment,
 )
-from bioxfer.selection import FAR_SHARE, LEANING, Fitted, HeadChoice, check_choice, check_classes, select
+from bioxfer.selection import LEANING, Fitted, HeadChoice, check_choice, check_classes, select
 from bioxfer.solvers import Form, build_index
 from bioxfer.tasks import UNKNOWN, Multilabel, Regression, Task, task_from_name
+from bioxfer.trunks import Labelled
 
 __all__ = ["Fitted", "HeadChoice", "check_options", "fit_head", "train_head"]
 
@@ -81,6 +84,7 @@ def train_head(
     abstain: float | None = None,
     families: bool = False,
     first: int | None = None,
+    sizes: Sequence[int] = (),
     folds: int = 5,
     method: Method = "auto",
     threads: int | None = None,
@@ -135,6 +139,9 @@ def train_head(
     first : int, optional
         Residues, from the start of each protein, that the vectors represent; the composition baselines then
         see no others. All if not given.
+    sizes : sequence of int
+        Numbers of training proteins at which heads are fitted as well, three times each, for a learning
+        curve on the same validation part; see `bioxfer.curves.draw_curve`.
     method, threads
         Of the search for the training proteins that held-out ones align with, see
         `bioxfer.homology.find_links`.
@@ -165,7 +172,7 @@ def train_head(
     label, names, proteins = ([column[i] for i in usable.tolist()] for column in (labels, ids, sequences))
     whole = task_from_name(task, label)
     named = () if splits is None else [splits[i] for i in usable.tolist()]
-    check_options(whole, head=head, abstain=abstain, families=families, dev="dev" in named)
+    check_options(whole, head=head, abstain=abstain, families=families, dev="dev" in named, sizes=sizes)
     finder = choose_method(method)
     if splits is None:
         codes = whole.encode(label)
@@ -182,18 +189,21 @@ def train_head(
     y = chosen_task.encode(label)
 
     def fit_part(
-        values: Floats, choice: HeadChoice, n_folds: int, forms: Sequence[Form] | None = None
+        values: Floats,
+        choice: HeadChoice,
+        n_folds: int,
+        forms: Sequence[Form] | None = None,
+        part: Places = known,
     ) -> Fitted:
-        part = [names[i] for i in known.tolist()]
         return select(
-            values[known],
-            y[known],
-            part,
-            group[known],
+            values[part],
+            y[part],
+            [names[i] for i in part.tolist()],
+            group[part],
             chosen_task,
             head=choice,
             forms=forms,
-            dev=side[known] == "dev",
+            dev=side[part] == "dev",
             folds=n_folds,
             seed=seed,
         )
@@ -322,7 +332,7 @@ def train_head(
         "warnings": warnings,
         "calibration": describe_calibration(fitted.task, outputs, y[held], group[held], **told),
         "conformal": describe_sets(fitted.task, conformal, outputs, y[held], group[held], **told),
-        "domain": _describe_domain(fitted, similarity[:, 0], y[held], predicted),
+        "domain": describe_domain(fitted, similarity[:, 0], y[held], predicted),
         "intervals": "95%, 1000 bootstrap draws of whole homology clusters",
         "versions": {"bioxfer": __version__, "numpy": np.__version__, "torch": torch.__version__},
         "seed": seed,
@@ -340,6 +350,19 @@ def train_head(
         }
     if described:
         card["families"] = described
+    if sizes:
+
+        def fit_few(way: str, rows: Places, key: str) -> npt.NDArray[Any]:
+            few = fit_part(x, head, folds, forms, np.sort(np.concatenate([rows, dev])))
+            return chosen_task.predict(few.outputs(x[held]))
+
+        target, judged = (
+            Labelled(x, y, chosen_task, group),
+            Labelled(x[held], y[held], chosen_task, group[held]),
+        )
+        card["curve"], card["left_out_sizes"] = draw_curve(
+            target, train, judged, fit_few, {HEAD: predicted}, sizes=sizes, seed=seed, tell=log.info
+        )
     if isinstance(fitted.task, Multilabel):
         card["decision"] = {
             "said_from": fitted.task.said_from(fitted.temperature),
@@ -488,14 +511,22 @@ def _describe_uncertainty(
     }
 
 
-def check_options(task: Task, *, head: HeadChoice, abstain: float | None, families: bool, dev: bool) -> None:
+def check_options(
+    task: Task,
+    *,
+    head: HeadChoice,
+    abstain: float | None,
+    families: bool,
+    dev: bool,
+    sizes: Sequence[int] = (),
+) -> None:
     """Refuse what `train_head` cannot do for a task.
 
     Parameters
     ----------
     task : Multiclass, Multilabel or Regression
         What is to be predicted.
-    head, abstain, families
+    head, abstain, families, sizes
         As in `train_head`.
     dev : bool
         Whether there are rows of the split ``dev``.
@@ -503,12 +534,15 @@ def check_options(task: Task, *, head: HeadChoice, abstain: float | None, famili
     Raises
     ------
     UsageError
-        There is no such form; the share to abstain is out of range or asked of a regression; or families are
-        asked of a regression or without rows to weigh them on.
+        There is no such form; the share to abstain is out of range or asked of a regression; families are
+        asked of a regression, without rows to weigh them on or beside a learning curve; or a size is below 2.
     LabelError
         A class has the name of an abstaining head's answer.
     """
     check_choice(head)
+    check_sizes(sizes, DRAWS)
+    if sizes and families:
+        raise UsageError("the fits of a learning curve know no families; leave families or sizes out")
     if abstain is not None:
         _check_abstain(abstain, task)
     if families and isinstance(task, Regression):
@@ -541,24 +575,6 @@ def _check_abstain(share: float, task: Task) -> None:
         raise LabelError(
             f"a class is called {UNKNOWN!r}, as an abstaining head's answer is; rename the class"
         )
-
-
-def _describe_domain(
-    fitted: Fitted, similarity: Floats, y: npt.NDArray[Any], predicted: npt.NDArray[Any]
-) -> dict[str, Any]:
-    """Say where the head was tested, and how it fares on the proteins it would call far."""
-    far = similarity < fitted.index.far
-    parts: dict[str, Any] = {
-        "far_below": fitted.index.far,
-        "meaning": f"{1 - FAR_SHARE:.0%} of training proteins, held out by cluster, were at least as similar "
-        "to a neighbour",
-    }
-    for part, rows in (("in_domain", ~far), ("far", far)):
-        parts[part] = {"valid": int(rows.sum())}
-        if rows.sum() > 1:
-            metrics = fitted.task.metrics(y[rows], predicted[rows])
-            parts[part][fitted.task.main_metric] = metrics[fitted.task.main_metric]
-    return parts
 
 
 def _check_lengths(x: Floats, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]]) -> None:

@@ -24,6 +24,7 @@ from bioxfer.breakdown import (
     score_sets,
 )
 from bioxfer.conformal import COVERAGES, ConformalScores
+from bioxfer.selection import FAR_SHARE, Fitted
 from bioxfer.tasks import Multiclass, Regression, Task
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "describe_answers",
     "describe_calibration",
     "describe_classes",
+    "describe_domain",
     "describe_misses",
     "describe_nearness",
     "describe_sets",
@@ -249,6 +251,22 @@ def describe_nearness(
             for (low, high), part, score in zip(edges, parts, scores, strict=True)
         ],
     }
+
+
+def describe_domain(fitted: Fitted, similarity: Array, y: Array, predicted: Array) -> dict[str, Any]:
+    """Say where the head was tested, and how it fares on the proteins it would call far."""
+    far = similarity < fitted.index.far
+    parts: dict[str, Any] = {
+        "far_below": fitted.index.far,
+        "meaning": f"{1 - FAR_SHARE:.0%} of training proteins, held out by cluster, were at least as similar "
+        "to a neighbour",
+    }
+    for part, rows in (("in_domain", ~far), ("far", far)):
+        parts[part] = {"valid": int(rows.sum())}
+        if rows.sum() > 1:
+            metrics = fitted.task.metrics(y[rows], predicted[rows])
+            parts[part][fitted.task.main_metric] = metrics[fitted.task.main_metric]
+    return parts
 
 
 def describe_calibration(

@@ -20,7 +20,6 @@ from typing import Any
 from bioxfer.backbones import Backbone, load_backbone
 from bioxfer.cache import EmbeddingCache
 from bioxfer.embedding import Long, embed_records, resolve_layer
-from bioxfer.errors import OutputError
 from bioxfer.genes import Translation, find_origins
 from bioxfer.io import OnDuplicate, iter_proteins
 from bioxfer.prediction import Shape, find_head, list_heads, load_heads, name_backbone, write_predictions
@@ -444,11 +443,7 @@ def make_shard(
     if finished:
         for _ in take(records, None, tally):
             pass
-        if tally.total != mark.input:
-            raise OutputError(
-                f"{part} was made from another input ({mark.input.records} records, now "
-                f"{tally.total.records}); use --overwrite to make it anew, or name another output"
-            )
+        mark.check_input(part, tally.total)
         logger.info("%s is finished and stays as it is", part)
         return Done(part, mark, made=False)
     mark = finish_part(

@@ -49,6 +49,9 @@ _AT_ONCE = 512  # text parts that are read side by side; more are joined in two 
 _GROUPS_AT_ONCE = 32  # parts of other formats; one of Parquet takes the memory of a row group, about 10 MB
 _BATCH = 256  # rows of a Parquet table that are held as Python's numbers at once
 _BINARY = ("npz", "h5", "h5ad", "parquet")
+# What joining reads of a request.
+_OF_INPUT = {"translate": str, "genetic_code": int, "min_orf": int, "degap": bool, "on_duplicate": str}
+_OF_VECTORS = {**dict.fromkeys(FACTS, str), "layer": int, "width": int, "origins": bool}
 _QUOTED = re.compile(rb'"((?:[^"]|"")*)"')
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, KeyError)
 
@@ -132,13 +135,17 @@ def merge_parts(
     )
     marks = _check_marks(named, target)
     first = next(iter(marks.values()))
+    vectors = kind in _BINARY and first.request.get("command") == "embed"
+    _check_request(
+        next(iter(marks)), first, {**(_OF_VECTORS if vectors else {}), **(_OF_INPUT if source else {})}
+    )
     for name, mark in marks.items():
         if sum_file(name) != mark.sha256:
             raise InputError(
                 f"{name} has changed since it was finished; make it anew: {_command(mark, mark.shard.number)}"
             )
     shown = _Shown(first, kind, source, gff)
-    if kind in _BINARY and first.request.get("command") == "embed":
+    if vectors:
         _merge_embeddings(target, marks, first, shown.check)
     elif kind == "parquet":
         _merge_parquet(target, marks, first, shown.check)
@@ -191,10 +198,9 @@ def _check_marks(parts: Sequence[str], out: str) -> dict[str, Mark]:
     for other, its in marks.items():
         if difference := mark.compare(its.request, its.shard):
             raise InputError(f"{name} was made with {difference} as {other}; name parts of one request")
-        if its.input != mark.input:
+        if difference := mark.input.differ(its.input):
             raise InputError(
-                f"{name} was made from another input than {other} ({mark.input.records} records and "
-                f"{its.input.records}); merge parts of one input"
+                f"{name} was made from another input than {other} ({difference}); merge parts of one input"
             )
         if (twin := numbers.setdefault(its.shard.number, other)) != other:
             raise InputError(f"{twin} and {other} are both part {its.shard}; name each part once")
@@ -211,6 +217,16 @@ def _check_marks(parts: Sequence[str], out: str) -> dict[str, Mark]:
             f"part {missing[0]} of {mark.shard.of} is missing{more}; make it: {_command(mark, missing[0])}"
         )
     return {numbers[number]: marks[numbers[number]] for number in sorted(numbers)}
+
+
+def _check_request(name: str, mark: Mark, wanted: dict[str, type]) -> None:
+    """See that a mark tells what is needed of its request."""
+    for key, kind in wanted.items():
+        if type(mark.request.get(key)) is not kind:
+            raise FormatError(
+                f"{name_mark(name)} is not the mark of a part ({key} of its request is "
+                f"{mark.request.get(key)!r}); make the part anew"
+            )
 
 
 def _command(mark: Mark, number: int) -> str:

@@ -148,6 +148,12 @@ class Input:
     records: int
     sha256: str
 
+    def differ(self, other: Input) -> str:
+        """Word how it differs from another input, whose numbers follow this one's; empty if it does not."""
+        if self.records != other.records:
+            return f"{self.records} records, not {other.records}"
+        return "" if self == other else f"as many records, {self.records}, but other ids or residues"
+
 
 class Tally:
     """Counts and digests the records that pass.
@@ -241,6 +247,20 @@ class Mark:
             if was != now:
                 return f"{name} {_show(was)}, not {_show(now)}"
         return ""
+
+    def check_input(self, part: str, given: Input) -> None:
+        """Refuse a finished part that was made from another input.
+
+        Raises
+        ------
+        OutputError
+            It was.
+        """
+        if difference := self.input.differ(given):
+            raise OutputError(
+                f"{part} was made from another input ({difference}); use --overwrite to make it anew, or "
+                "name another output"
+            )
 
 
 def check_parts(

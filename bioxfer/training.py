@@ -110,6 +110,7 @@ def train_on_records(
     abstain: float | None = None,
     families: bool = False,
     first: int | None = None,
+    sizes: Sequence[int] = (),
     transfer: TransferOptions | None = None,
     layer: int | None = None,
     pool: str = "mean+max",
@@ -153,6 +154,9 @@ def train_on_records(
     first : int, optional
         Let the head read only that many residues of each protein, from its start, as the baselines then do;
         relatives are found by the whole proteins all the same. Not for heads for residues.
+    sizes : sequence of int, optional
+        Numbers of training proteins on a learning curve, see `bioxfer.head_training.train_head`; not for
+        heads for residues or with light attention, and transfer has sizes of its own.
     transfer : TransferOptions, optional
         Source tasks; the head is then the best of those that learn from the target alone, from sources and
         then the target, and from both at once, and its card compares them. See `bioxfer.transfer.fit`.
@@ -182,6 +186,8 @@ def train_on_records(
             raise UsageError("a head for residues reads whole proteins; leave first out")
         if families:
             raise UsageError("a head for residues has no families; leave families out")
+        if sizes:
+            raise UsageError("a learning curve is of heads for proteins; leave sizes out")
         if transfer is not None:
             raise UsageError("transfer is between labels of proteins, and these are of residues; use train")
         if split == "column":
@@ -224,6 +230,8 @@ def train_on_records(
         _tell_task(records, chosen)
     if head == "light-attention" and families:
         raise UsageError("a head with light attention knows no families; leave families out")
+    if sizes and (head == "light-attention" or transfer is not None):
+        raise UsageError("a learning curve is of heads on pooled vectors without transfer; leave sizes out")
     if head == "light-attention" and transfer is not None:
         raise UsageError("transfer compares networks on pooled vectors; leave light-attention out")
     choice: HeadChoice = "auto" if head == "light-attention" else head
@@ -235,6 +243,7 @@ def train_on_records(
         abstain=abstain,
         families=families,
         dev=split == "column" and any((record.split or "").startswith("dev") for record in records),
+        sizes=sizes,
     )
     finder = choose_method(cluster_by)
     number = resolve_layer(backbone, layer)
@@ -294,6 +303,7 @@ def train_on_records(
         abstain=abstain,
         families=families,
         first=first,
+        sizes=sizes,
         method=finder,
         threads=threads,
         seed=seed,

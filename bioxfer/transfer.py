@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,33 +19,28 @@ import numpy as np
 import numpy.typing as npt
 
 from bioxfer.checkpoints import read_checkpoint, restoring, write_checkpoint
-from bioxfer.errors import LabelError, UsageError
-from bioxfer.evaluate import draw_metric, interval, score_gain, score_predictions
-from bioxfer.selection import LEANING, Fitted, HeadChoice, check_classes, select
+from bioxfer.curves import DRAWS, TARGET_ONLY, check_sizes, draw_curve
+from bioxfer.errors import UsageError
+from bioxfer.evaluate import score_gain, score_predictions
+from bioxfer.selection import LEANING, Fitted, HeadChoice, select
 from bioxfer.solvers import Form
 from bioxfer.tasks import Task
 from bioxfer.trunks import LAMBDAS, Joint, Labelled, Sequential, Trunk, train_trunk
 
 __all__ = [
-    "CURVE_COLUMNS",
-    "DRAWS",
     "SIZES",
     "WAYS",
     "Journal",
     "Transfer",
     "check_lam",
-    "check_sizes",
     "compare",
-    "curve_rows",
-    "draw_proteins",
     "fit",
     "judge_gain",
 ]
 
-WAYS = ("target_only", "sequential", "joint")
+WAYS = (TARGET_ONLY, "sequential", "joint")
 SIZES = (16, 64, 256)
 """Sizes of the target's training part on the learning curve, beside all of it."""
-DRAWS = 3  # of each size
 _SORT = "a transfer"  # of checkpoint
 
 Report: TypeAlias = Callable[[str], object]
@@ -188,9 +183,18 @@ def fit(
         "lam": "compared: " + ", ".join(f"{value:g}" for value in lambdas) if lam == "auto" else lambdas[0],
         **compare(fits, said, target.task, held, seed=seed),
     }
-    whole = {way: said[way][None] for way in WAYS}
-    card["curve"], card["left_out_sizes"] = _draw_curve(
-        target, held, run, whole, sizes=sizes, draws=draws, dev=dev, seed=seed, tell=tell, notes=notes
+
+    def predict(way: str, rows: npt.NDArray[np.intp], key: str) -> npt.NDArray[Any]:
+        kept = notes.get(key)
+        if kept is None:
+            few = Labelled(target.x[rows], target.y[rows], target.task, target.group[rows], target.name)
+            kept = {"said": np.asarray(target.task.predict(run(way, few, None).outputs(held.x)))}
+            notes.put(key, kept)
+        return kept["said"]
+
+    learnt = np.arange(len(target.x)) if dev is None else np.flatnonzero(~dev)
+    card["curve"], card["left_out_sizes"] = draw_curve(
+        target, learnt, held, predict, said, sizes=sizes, draws=draws, seed=seed, tell=tell
     )
     chosen = card["chosen"]
     return Transfer(trunk, chosen, forms[chosen], fits, card)
@@ -215,19 +219,6 @@ def check_lam(lam: Lam) -> tuple[float, ...]:
             f"lam {lam} is no weight of the target's loss; give a number above 0, 1000 at most, or auto"
         )
     return (value,)
-
-
-def check_sizes(sizes: Sequence[int], draws: int) -> None:
-    """Refuse what makes no learning curve.
-
-    Raises
-    ------
-    UsageError
-        A size is below 2, or there are no draws.
-    """
-    if draws < 1 or any(size < 2 for size in sizes):
-        told = ", ".join(map(str, sizes))
-        raise UsageError(f"sizes {told} with {draws} draws make no learning curve; give sizes of 2 or more")
 
 
 def judge_gain(gain: Mapping[str, Any]) -> str:
@@ -346,155 +337,6 @@ def compare(
         + LEANING,
         "verdict": {"word": judge_gain(gain), "way": moved, "gain": gain},
     }
-
-
-# --- the learning curve ---------------------------------------------------------------------------------
-
-
-def _draw_curve(
-    target: Labelled,
-    held: Labelled,
-    run: Callable[[str, Labelled, npt.NDArray[np.bool_] | None], Fitted],
-    whole: Mapping[str, npt.NDArray[Any]],
-    *,
-    sizes: Sequence[int],
-    draws: int,
-    dev: npt.NDArray[np.bool_] | None,
-    seed: int,
-    tell: Report,
-    notes: Journal,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Judge each way at each size; return the points, and why sizes were left out."""
-    task, points, left = target.task, [], {}
-    learnt = np.arange(len(target.x)) if dev is None else np.flatnonzero(~dev)
-    for size in sorted(set(sizes)):
-        said: dict[str, list[npt.NDArray[Any]]] = {way: [] for way in WAYS}
-        for number in range(draws):
-            try:
-                rows = draw_proteins(target, learnt, size, seed=seed + number)
-                few = Labelled(target.x[rows], target.y[rows], task, target.group[rows], target.name)
-                check_classes(task, few.y, few.group, least=2)
-            except LabelError as error:
-                left[str(size)] = str(error)
-                tell(f"{size} proteins: left out of the learning curve, as {error}")
-                break
-            for way in WAYS:
-                key = f"curve/{size}/{number}/{way}"
-                kept = notes.get(key)
-                if kept is None:
-                    kept = {"said": np.asarray(task.predict(run(way, few, None).outputs(held.x)))}
-                    notes.put(key, kept)
-                said[way].append(kept["said"])
-                value = task.metrics(held.y, kept["said"])[task.main_metric]
-                which = f"{size} proteins, draw {number + 1} of {draws}, {_name(way)}"
-                tell(f"{which}: {task.main_metric} {value:.3f}")
-        if len(said["joint"]) == draws:
-            points += _score_size(task, held, size, {way: np.stack(said[way]) for way in WAYS}, seed)
-    points += _score_size(task, held, len(learnt), whole, seed)
-    return points, left
-
-
-def draw_proteins(
-    target: Labelled, places: npt.NDArray[np.intp], size: int, *, seed: int
-) -> npt.NDArray[np.intp]:
-    """Draw a small training set in which every class can be held out.
-
-    Each class gets two proteins of different clusters, the rarest class first; the others are drawn from all.
-
-    Parameters
-    ----------
-    target : Labelled
-        To draw from.
-    places : ndarray (M,)
-        Proteins that may be drawn.
-    size : int
-        How many.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    ndarray (size,)
-        Places, ascending.
-
-    Raises
-    ------
-    LabelError
-        So many proteins are all or more than all, or cannot hold two of each class.
-    """
-    if size >= len(places):
-        raise LabelError(f"{size} proteins are no part of the {len(places)} for training")
-    order = np.random.default_rng(seed).permutation(places)
-    members = target.task.members(target.y)
-    taken: dict[int, None] = {}
-    for column in np.argsort(members[order].sum(axis=0), kind="stable").tolist():
-        mine = [place for place in order.tolist() if members[place, column]]
-        clusters = {int(target.group[place]) for place in taken if members[place, column]}
-        for place in mine:
-            if len(clusters) >= 2:
-                break
-            if int(target.group[place]) not in clusters:
-                taken[place] = None
-                clusters.add(int(target.group[place]))
-    if len(taken) > size:
-        raise LabelError(
-            f"{size} proteins cannot hold two of each of {members.shape[1]} classes, which take {len(taken)}"
-        )
-    for place in order.tolist():
-        if len(taken) == size:
-            break
-        taken[place] = None
-    return np.sort(np.array(list(taken), dtype=np.intp))
-
-
-def _score_size(
-    task: Task, held: Labelled, size: int, said: Mapping[str, npt.NDArray[Any]], seed: int
-) -> list[dict[str, Any]]:
-    """Return one point for each way: the mean over draws, and over the same drawn clusters its interval."""
-    name = task.main_metric
-    values = {
-        way: float(np.mean([task.metrics(held.y, one)[name] for one in each])) for way, each in said.items()
-    }
-    drawn = {
-        way: np.mean(
-            [draw_metric(task.metrics, name, held.y, one, held.group, n=1000, seed=seed) for one in each],
-            axis=0,
-        )
-        for way, each in said.items()
-    }
-    points: list[dict[str, Any]] = []
-    for way in WAYS:
-        point = {
-            "way": way,
-            "size": size,
-            "metric": name,
-            "value": values[way],
-            "ci95": interval(drawn[way]),
-            "draws": len(said[way]),
-        }
-        if way != "target_only":
-            point["minus_target_only"] = {
-                "value": values[way] - values["target_only"],
-                "ci95": interval(drawn[way] - drawn["target_only"]),
-            }
-        points.append(point)
-    return points
-
-
-CURVE_COLUMNS = ["size", "way", "draws", "metric", "value", "low", "high", "gain", "gain_low", "gain_high"]
-"""Of the learning curve's table; the gain is over the target alone."""
-
-
-def curve_rows(card: Mapping[str, Any]) -> Iterator[list[object]]:
-    """Yield the rows of the learning curve of a card's ``transfer``; see `CURVE_COLUMNS`."""
-    for point in card["curve"]:
-        cells = [point["size"], point["way"], point["draws"], point["metric"]]
-        gain = point.get("minus_target_only")
-        for score in (point, gain):
-            ends = (score or {}).get("ci95") or (None, None)
-            numbers = (None if score is None else score["value"], *ends)
-            cells += [None if number is None else round(number, 4) for number in numbers]
-        yield cells
 
 
 # --- the checkpoint -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from bioxfer import __version__
 from bioxfer.backbones import Backbone
 from bioxfer.backbones.adapters import Adapter
 from bioxfer.clusters import cluster_records, homology_split
+from bioxfer.curves import DRAWS, check_sizes
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.homology import Method, find_links, normal_form
 from bioxfer.lora import Part, adapt
@@ -29,7 +30,7 @@ from bioxfer.selection import HeadChoice, check_classes, select
 from bioxfer.sequences import SequenceRecord
 from bioxfer.solvers import Form
 from bioxfer.tasks import task_from_name
-from bioxfer.transfer import DRAWS, SIZES, WAYS, Journal, Lam, check_lam, check_sizes, compare, fit
+from bioxfer.transfer import SIZES, WAYS, Journal, Lam, check_lam, compare, fit
 from bioxfer.trunks import Labelled, set_apart
 
 __all__ = ["Moved", "Source", "TransferOptions", "keep_training_rows", "move"]

@@ -60,6 +60,7 @@ ROOMS = (
     "draws",
     "head_training",
     "honesty",
+    "curves",
     "selection",
     "trunks",
     "solvers",

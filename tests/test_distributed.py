@@ -626,7 +626,7 @@ def test_an_interrupted_run_ends_its_workers_and_goes_on_later(bench):
     assert child.wait(PATIENCE) == 130, "".join(said) + rest
     assert time.monotonic() - began < AT_ONCE
     assert rest.splitlines()[-1] == (
-        "bioxfer: interrupted; the same command goes on from its cache or checkpoint"
+        "bioxfer: interrupted; run it again, what it keeps (cache, checkpoint, parts) is not made twice"
     )
     while alive := [pid for pid in family if not ended(pid)]:
         assert time.monotonic() - began < AT_ONCE, alive

@@ -915,7 +915,10 @@ def test_f26_signals_end_a_run_that_goes_on_to_the_same_bytes(bench, runs, monke
             time.sleep(0.002)
         told = child.communicate()[1].splitlines()
         assert child.returncode == code
-        assert told[-1] == f"bioxfer: {word}; the same command goes on from its cache or checkpoint"
+        assert (
+            told[-1]
+            == f"bioxfer: {word}; run it again, what it keeps (cache, checkpoint, parts) is not made twice"
+        )
         assert set(told[:-1]) <= {"batch"}
         assert bench.out.read_text() == BEFORE
         assert not [path for path in bench.folder.iterdir() if path.name.startswith(".bioxfer")]

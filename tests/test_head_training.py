@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from bioxfer.cards import describe_card
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.head_training import fit_head, train_head
 from bioxfer.heads import TrainedHead, confidence
-from bioxfer.selection import LEANING
+from bioxfer.selection import LEANING, select
 from bioxfer.tasks import Regression
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -387,3 +388,67 @@ def test_a_number_comes_with_an_honest_width(data, dev, tmp_path):
         assert replace(head.task, halfwidth=None) == Regression.from_labels(known)
     head.save(tmp_path / "h")
     assert TrainedHead.load(tmp_path / "h").task == head.task
+
+
+# --- the learning curve ---------------------------------------------------------------------------------
+
+
+def test_a_learning_curve_ends_where_the_head_is(data, trained):
+    curved = data.train(sizes=[40, 12, 40, 9999, 3])
+    points = curved.card["curve"]
+    learnt = curved.card["split"]["train"]
+    assert [(point["way"], point["size"], point["draws"]) for point in points] == [
+        ("head", 12, 3), ("head", 40, 3), ("head", learnt, 1)
+    ]  # fmt: skip
+    assert points[0]["value"] < points[-1]["value"]
+    assert {k: points[-1][k] for k in ("value", "ci95")} == {
+        k: curved.card["metrics"]["accuracy"][k] for k in ("value", "ci95")
+    }
+    assert all("minus_target_only" not in point for point in points)
+    left = curved.card["left_out_sizes"]
+    assert left["9999"] == f"9999 proteins are no part of the {learnt} for training"
+    assert "cannot hold two of each of 2 classes" in left["3"]
+    # nothing else is another for it
+    rest = {k: v for k, v in curved.card.items() if k not in ("curve", "left_out_sizes")}
+    assert rest == data.train().card
+    text = describe_card(curved.card)
+    assert f"{learnt} proteins" in text
+    assert "9999 proteins: left out of the learning curve, as" in text
+
+
+def test_the_small_sets_of_a_curve_are_chosen_by_dev_alone(data, monkeypatch):
+    """Their own rows, and those of dev that choose: no other protein has a say."""
+    splits = three_parts(data)
+    seen = []
+
+    def watch(x, y, ids, *rest, **options):
+        seen.append((set(ids), options["dev"].sum()))
+        return select(x, y, ids, *rest, **options)
+
+    monkeypatch.setattr("bioxfer.head_training.select", watch)
+    data.train(splits=splits, sizes=[10])
+    dev = {i for i, side in zip(data.ids, splits, strict=True) if side == "dev"}
+    small = [(ids, chosen) for ids, chosen in seen if len(ids) == 10 + len(dev)]
+    assert len(small) == 3
+    for ids, chosen in small:
+        assert chosen == len(dev)
+        assert ids > dev
+        assert not ids & {i for i, side in zip(data.ids, splits, strict=True) if side == "valid"}
+
+
+def test_numbers_and_label_sets_have_curves(data):
+    numbers = Data()
+    numbers.labels = [str(v) for v in numbers.value]
+    assert [p["metric"] for p in numbers.train(sizes=[30]).card["curve"]] == ["spearman"] * 2
+    sets = Data()
+    sets.labels = [
+        ";".join(n for n, v in zip("ab", row[:2] > 100, strict=True) if v) or "c" for row in sets.x
+    ]
+    assert [p["metric"] for p in sets.train(sizes=[60], task="multilabel").card["curve"]] == ["fmax"] * 2
+
+
+def test_what_makes_no_curve_is_refused(data):
+    with pytest.raises(UsageError, match="sizes 1 with 3 draws make no learning curve"):
+        data.train(sizes=[1])
+    with pytest.raises(UsageError, match="know no families; leave families or sizes out"):
+        data.train(sizes=[20], families=True, splits=three_parts(data))

@@ -538,7 +538,7 @@ TOLD = {
     signal.SIGTERM: (143, "terminated"),
     signal.SIGHUP: (129, "hung up"),
 }
-GOES_ON = "the same command goes on from its cache or checkpoint"
+GOES_ON = "run it again, what it keeps (cache, checkpoint, parts) is not made twice"
 
 
 SIGNALS = ("TERM", "INT", "HUP", "TERM TERM", "INT INT", "INT TERM", "HUP HUP TERM")

@@ -227,6 +227,22 @@ def test_the_page_of_a_head_says_what_its_card_says():
     assert json.JSONDecoder().raw_decode(whole)[0] == json.loads(json.dumps(card))
 
 
+def test_the_page_of_a_head_shows_its_learning_curve(monkeypatch):
+    curve = [{**point, "way": "head", "draws": 3} for point in CURVE[:2]]
+    left = {"256": "256 proteins are no part of the 80 for training"}
+    monkeypatch.setattr(head(), "card", {**head().card, "curve": curve, "left_out_sizes": left})
+    text = report_head(head()).html()
+    page = read(text)
+    assert {"16", "64", "labelled proteins in training"} <= set(page.figure("learning-curve")["texts"])
+    assert page.figure("learning-curve")["titles"] == [
+        f"head, {point['size']} proteins: {score_text(point)}" for point in curve
+    ]
+    assert page.table("proteins in training") == [
+        [str(point["size"]), "3", score_text(point)] for point in curve
+    ]
+    assert f"256 proteins are left out of the learning curve, as {left['256']}." in text
+
+
 def test_a_head_names_the_held_out_proteins_that_it_got_most_wrong(monkeypatch):
     card = head().card
     wrong = sum(n for true, said, n in card["confusion"]["cells"] if true != said)

@@ -72,9 +72,7 @@ def test_a_picture_is_the_same_file_every_time(matplotlib, tmp_path, suffix):
 def test_what_a_card_does_not_hold_is_not_drawn(matplotlib, tmp_path, curve):
     with pytest.raises(UsageError, match="head 'alanine' holds no reliability bins: it predicts a number"):
         plot_reliability(head("alanine", task="regression").card)
-    with pytest.raises(
-        UsageError, match="head 'taste' holds no learning curve: it learnt from one task alone"
-    ):
+    with pytest.raises(UsageError, match="head 'taste' holds no learning curve: none was asked for"):
         plot_learning_curve(head().card)
     with pytest.raises(UsageError, match="plot 'map' is not one of reliability, learning-curve"):
         save_plot(head().card, tmp_path / "a.png", what="map")
@@ -111,7 +109,7 @@ def test_why_there_is_no_learning_curve_is_told_truthfully(curve):
     moved = {"name": "toy", "transfer": {"curve": []}}
     with pytest.raises(UsageError, match="no learning curve: it was transferred with low-rank changes or w"):
         plot_learning_curve(moved)
-    with pytest.raises(UsageError, match="no learning curve: it learnt from one task alone; use `bio"):
+    with pytest.raises(UsageError, match="no learning curve: none was asked for; train it anew with --sizes"):
         plot_learning_curve(head().card)
 
 

@@ -331,6 +331,18 @@ def test_marks_that_do_not_fit(parts, change, told):
     assert told in merge(parts)
 
 
+def test_marks_that_do_not_tell_what_joining_needs(bench):
+    for suffix, key, options in ((".npz", "pool", ()), (".csv", "translate", ("--input", bench.fasta))):
+        out = bench.folder / f"out{suffix}"
+        parts = [f"{bench.folder}/out-0000{n}-of-00002{suffix}" for n in (1, 2)]
+        for number, part in enumerate(parts, start=1):
+            assert bench.embed(bench.fasta, "--shard", f"{number}/2", out=out).code == 0
+            change_mark(part, lambda found, key=key: found["request"].pop(key))
+        ended = run("merge", "-o", out, *options)
+        assert ended.code == 3
+        assert f"is not the mark of a part ({key} of its request is None)" in one_sentence(ended.err)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "\udce9", "[" * 5000])
 def test_a_mark_that_is_none(parts, text):
     Path(name_mark(parts[1])).write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -612,7 +624,10 @@ def test_a_part_of_another_input_is_refused(bench):
     bench.fasta.write_text(fasta(proteins(7)))
     ended = command(bench)
     assert ended.code == 3
-    assert "was made from another input (6 records, now 7); use --overwrite" in one_sentence(ended.err)
+    assert "was made from another input (6 records, not 7); use --overwrite" in one_sentence(ended.err)
+    bench.fasta.write_text(fasta(proteins(6, seed=9)))
+    told = one_sentence(command(bench).err)
+    assert "(as many records, 6, but other ids or residues); use --overwrite" in told
 
 
 def test_another_head_under_the_same_name_is_another_request(bench):

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from toys import backbone, fasta, head, proteins, table
+from toys import backbone, fasta, head, one_sentence, proteins, run, table, write_weights
 
 from bioxfer.cards import describe_card
 from bioxfer.errors import FingerprintError, InputError, LabelError, UsageError
+from bioxfer.heads import TrainedHead
 from bioxfer.sequences import SequenceRecord
 from bioxfer.training import evaluate_on_records, read_labelled, train_on_records
 
@@ -374,3 +375,30 @@ def test_a_share_to_abstain_that_refuses_nothing_is_refused(monkeypatch):
     monkeypatch.setattr("bioxfer.selection.confidence", lambda chances, cosines: np.zeros(len(chances)))
     with pytest.raises(UsageError, match=r"abstain 0\.1 refuses nothing.*give a larger share"):
         train(proteins(), abstain=0.1)
+
+
+def test_a_learning_curve_is_asked_for_by_sizes(tmp_path):
+    (tmp_path / "in.csv").write_text(table(proteins(), "id", "sequence", "label"))
+    words = (
+        "train", tmp_path / "in.csv", "-o", tmp_path / "h.safetensors", "--model", write_weights(tmp_path),
+        "--cluster-by", "kmer", "--valid", "0.3", "--head", "linear",
+    )  # fmt: skip
+    done = run(*words, "--sizes", "10,900")
+    assert done.code == 0, done.err
+    points = TrainedHead.load(tmp_path / "h.safetensors").card["curve"]
+    assert [point["size"] for point in points] == [10, points[-1]["size"]]
+    assert f"{'10 proteins':<20}" in done.out.decode()
+    assert "900 proteins: left out of the learning curve, as 900 proteins are no part of" in done.err
+    for sizes, told in (("ten", "--sizes ten: give numbers of proteins"), ("1", "make no learning curve")):
+        refused = run(*words, "--sizes", sizes, "--overwrite")
+        assert refused.code == 2
+        assert told in one_sentence(refused.err.splitlines()[-1])
+
+
+def test_heads_that_have_no_learning_curve_say_so(monkeypatch):
+    monkeypatch.setattr("bioxfer.training.represent", None)
+    residues = [replace(r, label="o" * len(r.sequence)) for r in proteins()]
+    with pytest.raises(UsageError, match="a learning curve is of heads for proteins; leave sizes out"):
+        train(residues, sizes=[10])
+    with pytest.raises(UsageError, match="on pooled vectors without transfer; leave sizes out"):
+        train(proteins(), head="light-attention", sizes=[10])

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bioxfer.checkpoints import write_checkpoint
+from bioxfer.curves import draw_proteins
 from bioxfer.errors import LabelError, UsageError, WeightsError
 from bioxfer.heads import run_mlp
 from bioxfer.selection import select
 from bioxfer.solvers import linear_path
 from bioxfer.tasks import Multiclass, Multilabel, Regression
-from bioxfer.transfer import WAYS, Journal, check_lam, draw_proteins, fit, judge_gain
+from bioxfer.transfer import WAYS, Journal, check_lam, fit, judge_gain
 from bioxfer.trunks import LAMBDAS, Joint, Labelled, Sequential, train_trunk
 
 WIDTH = 40

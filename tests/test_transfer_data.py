@@ -12,11 +12,11 @@ from toys import OILY, SALTY, backbone, proteins, run, table, write_weights
 
 from bioxfer.backbones import load_backbone
 from bioxfer.cards import describe_card
+from bioxfer.curves import CURVE_COLUMNS
 from bioxfer.errors import LabelError, UsageError
 from bioxfer.heads import TrainedHead
 from bioxfer.sequences import SequenceRecord
 from bioxfer.training import train_on_records
-from bioxfer.transfer import CURVE_COLUMNS
 from bioxfer.transfer_data import Source, TransferOptions, keep_training_rows
 
 

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from bioxfer.cache import EmbeddingCache
     from bioxfer.genes import Translation
 
-__all__ = ["as_translation", "backbone_loader", "check_report_file", "given_files", "open_cache"]
+__all__ = [
+    "as_translation",
+    "backbone_loader",
+    "check_report_file",
+    "given_files",
+    "open_cache",
+    "parse_sizes",
+]
 
 log = logging.getLogger("bioxfer")
 
@@ -63,6 +70,16 @@ def backbone_loader(name: str, *, device: str, offline: bool, threads: int | Non
         return backbone
 
     return load
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Read the sizes of a learning curve."""
+    from bioxfer.errors import UsageError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UsageError(f"--sizes {text}: give numbers of proteins such as 16,64,256") from error
 
 
 @contextlib.contextmanager

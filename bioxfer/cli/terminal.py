@@ -28,7 +28,7 @@ EXIT_CODES = (
 """Last line of every command's help."""
 
 _SOME_FAILED = 4
-_GOES_ON = "the same command goes on from its cache or checkpoint"
+_GOES_ON = "run it again, what it keeps (cache, checkpoint, parts) is not made twice"
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO}
 _UNWRITABLE = "cannot write standard output: {}; make room or choose another place"
 

@@ -51,6 +51,7 @@ from bioxfer.cli.preparing import (
     check_report_file,
     given_files,
     open_cache,
+    parse_sizes,
 )
 from bioxfer.cli.terminal import show_progress, start_messages
 from bioxfer.errors import UsageError
@@ -150,6 +151,16 @@ def train_command(
             help="Let the head read only the first N residues of each protein, in training and ever after.",
         ),
     ] = None,
+    sizes: Annotated[
+        str,
+        typer.Option(
+            "--sizes",
+            metavar="N,N,...",
+            help="Numbers of training proteins for a learning curve, such as 50,200,800: heads that learnt "
+            "from so few, three of each size, are judged on the same held-out proteins. It tells whether "
+            "more labels would help.",
+        ),
+    ] = "",
     licence: Annotated[
         str, typer.Option("--licence", metavar="TEXT", help="Licence of the labels, for the card.")
     ] = "",
@@ -196,6 +207,7 @@ def train_command(
     check_output(out, inputs=inputs, overwrite=overwrite)
     check_report_file(report, others=[*inputs, out], overwrite=overwrite)
     parse_pool(pool)
+    curve_sizes = parse_sizes(sizes)
     from bioxfer.cards import describe_card
     from bioxfer.training import read_labelled, train_on_records
 
@@ -222,6 +234,7 @@ def train_command(
             abstain=abstain,
             families=families,
             first=first,
+            sizes=curve_sizes,
             layer=layer,
             pool=pool,
             licence=licence,

@@ -46,6 +46,7 @@ from bioxfer.cli.preparing import (
     check_report_file,
     given_files,
     open_cache,
+    parse_sizes,
 )
 from bioxfer.cli.terminal import show_progress, start_messages
 from bioxfer.errors import UsageError
@@ -239,8 +240,8 @@ def transfer_command(
     )
     parse_pool(pool)
     from bioxfer.cards import describe_card
+    from bioxfer.curves import CURVE_COLUMNS, curve_rows
     from bioxfer.training import read_labelled, train_on_records
-    from bioxfer.transfer import CURVE_COLUMNS, curve_rows
     from bioxfer.transfer_data import Source, TransferOptions, keep_training_rows
 
     translation = as_translation(translate, genetic_code, degap=degap)
@@ -258,7 +259,7 @@ def transfer_command(
         sources=others,
         lam=lam,
         trunk=trunk.value,
-        sizes=_parse_sizes(sizes),
+        sizes=parse_sizes(sizes),
         draws=draws,
         rank=rank,
         epochs=epochs,
@@ -304,16 +305,9 @@ def transfer_command(
         Path(adapter).unlink(missing_ok=True)  # of a head that stood here before
     if curve is not None:
         with TableWriter(curve, CURVE_COLUMNS, overwrite=overwrite) as table:
-            table.write(curve_rows(trained.card["transfer"]))
+            table.write(curve_rows(trained.card["transfer"]["curve"]))
     if report is not None:
         from bioxfer.report import report_head
 
         report_head(trained).save(report)
     typer.echo(describe_card(trained.card))
-
-
-def _parse_sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise UsageError(f"--sizes {text}: give numbers of proteins such as 16,64,256") from error

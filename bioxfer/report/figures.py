@@ -147,12 +147,12 @@ def plot_reliability(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
 
 @_of_known_layout
 def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes:
-    """Draw how good each way of transfer is with so many labelled target proteins.
+    """Draw how good the head, or each way of transfer, is with so many labelled proteins.
 
     Parameters
     ----------
     card : mapping
-        Of a head that ``bioxfer transfer`` trained.
+        Of a head that ``bioxfer transfer``, or ``train`` with sizes, has trained.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure if not given.
 
@@ -163,13 +163,14 @@ def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes
     MissingExtraError
         matplotlib is not installed.
     """
-    curve = card.get("transfer", {}).get("curve", ())
+    curve = card.get("transfer", card).get("curve", ())
     if not curve:
         _check_held_out(card, "learning curve")
         reason = (
             "it was transferred with low-rank changes or without sizes; give --sizes and another --trunk"
             if "transfer" in card
-            else "it learnt from one task alone; use `bioxfer transfer` where there are others to learn from"
+            else "none was asked for; train it anew with --sizes, or use `bioxfer transfer` where there are "
+            "other tasks to learn from"
         )
         raise UsageError(f"the card of head {card.get('name')!r} holds no learning curve: {reason}")
     ax = make_axes(ax)
@@ -194,8 +195,8 @@ def plot_learning_curve(card: Mapping[str, Any], ax: Axes | None = None) -> Axes
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.set_xticks([], minor=True)
     ax.set(
-        xlabel="labelled target proteins",
-        ylabel=f"{curve[0]['metric']} on held-out target proteins",
+        xlabel="labelled proteins in training",
+        ylabel=f"{curve[0]['metric']} on held-out proteins",
         title=f"{plain(card['name'])}: learning curve",
     )
     ax.grid(axis="y", color=SOFT)

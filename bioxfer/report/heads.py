@@ -13,6 +13,7 @@ import numpy as np
 from bioxfer.cards import plain_way, score_text
 from bioxfer.cardtables import (
     class_table,
+    curve_table,
     fact_table,
     html_table,
     metric_table,
@@ -82,8 +83,17 @@ def report_head(head: Head) -> Page:
         )
         page.draw("learning-curve", partial(plot_learning_curve, card))
         page.add(transfer_table(card))
-        for size, why in transfer.get("left_out_sizes", {}).items():
-            page.text(f"{size} proteins are left out of the learning curve, as {why}.")
+        _add_left_out(page, transfer)
+    elif card.get("curve"):
+        page.heading("Would more labels help?")
+        page.draw(
+            "learning-curve",
+            partial(plot_learning_curve, card),
+            note="Points before the last are means over training sets drawn at random. Intervals are of the "
+            "held-out clusters, not of the draws.",
+        )
+        page.add(curve_table(card))
+        _add_left_out(page, card)
     page.heading("What it learnt from")
     page.draw(
         "map",
@@ -96,6 +106,11 @@ def report_head(head: Head) -> Page:
     whole = json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True)
     page.details("the whole card", f"<pre>{to_html(whole)}</pre>")
     return page
+
+
+def _add_left_out(page: Page, curve: Mapping[str, Any]) -> None:
+    for size, why in curve.get("left_out_sizes", {}).items():
+        page.text(f"{size} proteins are left out of the learning curve, as {why}.")
 
 
 def _draw_confusion(page: Page, card: Mapping[str, Any]) -> None:
