@@ -1,4 +1,4 @@
-"""Proteins a second of one process, of workers through Ray, and of shards; and how fast parts are merged.
+"""Proteins a second of one process, Ray's workers and shards; how fast inputs are read and parts merged.
 
 Natural proteins, the first of the shared validation corpus, go through the embedded backbone by the real
 command line, in float32, without the cache. A run of two proteins tells what it costs to start and to end,
@@ -25,8 +25,12 @@ from typing import Any
 from results import shared_folder, write_result
 from scale import draw_proteins, name_record
 
+from bioxfer.distributed import PART_RECORDS, take_census
+from bioxfer.io import iter_proteins
+
 WHOLE = 4000
 ROWS = 20_000  # of each merged table
+ROUNDS = 75  # of all proteins, each time under other ids, for an input that takes long to read
 SHARDS = 8  # of the merge
 BIOXFER = [sys.executable, "-m", "bioxfer"]
 SUFFIXES = (".csv", ".parquet", ".npz")
@@ -124,6 +128,23 @@ def compare(folder: Path, proteins: list[str]) -> dict[str, Any]:
     return found
 
 
+def time_reading(folder: Path, proteins: list[str], rounds: int) -> dict[str, Any]:
+    """Time what every shard does with the whole input: read it, check the ids, and digest it."""
+    fasta = write_fasta(folder / "many.fasta", proteins * rounds)
+    began = time.perf_counter()
+    records = take_census(iter_proteins(fasta), PART_RECORDS).total.records
+    seconds = time.perf_counter() - began
+    found = {
+        "records": records,
+        "residues": sum(map(len, proteins)) * rounds,
+        "seconds": round(seconds, 2),
+        "records_per_second": round(records / seconds),
+    }
+    fasta.unlink()
+    print("reading", found, flush=True)
+    return found
+
+
 def make_parts(fasta: Path, out: Path) -> None:
     for number in range(1, SHARDS + 1):
         run([["embed", str(fasta), "-o", str(out), "--shard", f"{number}/{SHARDS}", "--overwrite"]])
@@ -163,6 +184,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["BIOXFER_CACHE"] = os.fspath(folder / "cache")  # that of the parts to merge
     found = compare(folder, read_corpus(options.count))
+    found["reading"] = time_reading(folder, read_corpus(options.count), ROUNDS)
     found["merge"] = time_merges(folder, options.rows)
     trial = (options.count, options.rows) != (WHOLE, ROWS)
     write_result("distributed", found, packages=("ray", "pyarrow"), into=folder if trial else None)

@@ -1,12 +1,23 @@
-"""Open reports in a headless browser: the size of each page, and how long it takes to be drawn."""
+"""Make reports and open them in a headless browser: the size of each, and how long it takes to be drawn.
+
+The demo and made sequences are predicted with the ready heads; heads are trained on rows drawn from the
+shared tables.
+
+    python benchmarks/pages.py FOLDER [--count N] [--rows N]
+
+FOLDER takes inputs and pages. Other numbers than the usual ones are a trial, whose result file stays there.
+"""
 
 from __future__ import annotations
 
 import argparse
 import base64
+import csv
 import hashlib
 import html
 import json
+import lzma
+import random
 import re
 import shutil
 import statistics
@@ -16,7 +27,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from results import write_result
+from results import shared_folder, write_result
+from scale import draw_proteins, name_record
 
 _ASK = """
 addEventListener("load", () => setTimeout(() => {
@@ -27,21 +39,83 @@ addEventListener("load", () => setTimeout(() => {
 """
 
 
+COUNT = 100_000  # short proteins of the largest page
+ROWS = 2000  # of each table
+
+# A head each, with options of its training.
+TRAINED: dict[str, list[str]] = {
+    "localization10": ["--sizes", "100,400"],
+    "enzyme_ec": ["--task", "multilabel"],
+    "meltome": [],
+    "secondary_structure3": ["--task", "residue-class", "--head", "linear"],
+    "conservation9": ["--task", "residue-class", "--head", "linear"],
+}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pages", nargs="+", type=Path, help="files that --report wrote")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     browser = shutil.which("chromium")
     if browser is None:
         sys.exit("pages.py needs chromium; apt-get install chromium")
     said = subprocess.run([browser, "--version"], capture_output=True, text=True, check=True).stdout
-    pages = {path.stem: measure(browser, path, given.repeats) for path in given.pages}
+    folder = given.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {}
+    for name, words in commands(folder, given.count, given.rows).items():
+        page = folder / f"{name}.html"
+        subprocess.run(
+            [sys.executable, "-m", "bioxfer", *words, "--report", str(page), "--overwrite", "-q"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        pages[name] = measure(browser, page, given.repeats)
+        print(name, pages[name], flush=True)
     write_result(
         "pages",
         {"browser": said.split(" built")[0].strip(), "repeats": given.repeats, "pages": pages},
         packages=("matplotlib",),
+        into=folder if (given.count, given.rows) != (COUNT, ROWS) else None,
     )
+
+
+def commands(folder: Path, count: int, rows: int) -> dict[str, list[str]]:
+    """Name the pages, and what makes each."""
+    many = folder / "many.fasta"
+    with many.open("w", encoding="ascii") as file:
+        file.writelines(f">{name_record(n)}\n{each}\n" for n, each in enumerate(draw_proteins(count)))
+    contig = folder / "contig.fasta"
+    contig.write_text(">contig\n" + "".join(random.Random(0).choices("ACGT", k=50_000)) + "\n")
+    out, head = str(folder / "out.csv"), str(folder / "head.safetensors")
+    demo = str(Path(__file__).parent.parent / "data" / "demo.fasta")
+    table = {name: draw_table(folder, name, rows) for name in (*TRAINED, "membrane_binary")}
+    found = {
+        "predict_demo": ["predict", demo, "-o", out],
+        "predict_100000": ["predict", str(many), "-o", out],
+        "predict_six_frame": ["predict", str(contig), "-o", out, "--translate", "six-frame"],
+    }
+    for name, options in TRAINED.items():
+        found[f"train_{name}"] = ["train", table[name], "-o", head, *options]
+    source = ["--source", table["membrane_binary"], "--sizes", "200"]
+    found["transfer"] = ["transfer", table["localization10"], *source, "-o", head]
+    found["evaluate_localization10"] = ["evaluate", "localization", table["localization10"], "-o", out]
+    return found
+
+
+def draw_table(folder: Path, name: str, rows: int) -> str:
+    """Write some rows of a shared table."""
+    with lzma.open(shared_folder() / f"{name}.csv.xz", "rt", encoding="utf-8") as file:
+        whole = list(csv.DictReader(file))
+    path = folder / f"{name}.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "sequence", "label"], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(random.Random(0).sample(whole, min(rows, len(whole))))
+    return str(path)
 
 
 def measure(browser: str, path: Path, repeats: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -53,6 +53,10 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+
+
+# A proxy that there is not, for all but this machine.
+_NO_WEB = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ class Worker:
         Where to work, as relative names of files are meant from there.
     command : str, optional
         What marks tell of how parts are made; that of the job if not given.
+    web : mapping of str to str or None, optional
+        Settings of proxies, which Ray's processes are started without.
     """
 
     def __init__(
@@ -114,7 +120,9 @@ class Worker:
         run: str = "",
         folder: str = "",
         command: str = "",
+        web: Mapping[str, str | None] | None = None,
     ) -> None:
+        _set_environment(web or {})
         self._run = run
         self._folder = folder
         self._command = command or f"{job.command_line()} --distributed --part-records {census.block}"
@@ -277,6 +285,7 @@ def distribute(
         raise UsageError(f"Ray gives each worker a GPU of its own, not {job.device}; say --device cuda")
     ray = _import_ray(address)
     check_parts(job.out, inputs=[job.source])
+    web = {name: os.environ.get(name) for name in _NO_WEB} if address is None else None
     job, records = job.begin()
     census = take_census(records, part_records)
     count = len(census.parts)
@@ -295,7 +304,15 @@ def distribute(
             ray.data.from_items(list(range(1, count + 1)), override_num_blocks=count)
             .map_batches(
                 Worker,
-                fn_constructor_args=(sent, census, overwrite, secrets.token_hex(8), os.getcwd(), command),
+                fn_constructor_args=(
+                    sent,
+                    census,
+                    overwrite,
+                    secrets.token_hex(8),
+                    os.getcwd(),
+                    command,
+                    web,
+                ),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=size),
                 num_cpus=threads,
@@ -352,6 +369,7 @@ def _cluster(
         stack.enter_context(_own_messages())
         try:
             if address is None:
+                stack.enter_context(_without_web())
                 folder = stack.enter_context(_temporary_folder())
                 size = min(workers or _gpus_here(job), parts)
                 threads = job.threads or max(1, usable // size)
@@ -427,6 +445,29 @@ def _own_signals() -> Iterator[Callable[[], None]]:
         yield restore
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def _without_web() -> Iterator[None]:
+    """Let what starts now find no web.
+
+    A process of Ray asks the addresses by which clouds tell a machine what it is, with its reports switched
+    off too (`get_cluster_config_to_report` of Ray 2.60). Workers get their settings back, see `Worker`.
+    """
+    kept = {name: os.environ.get(name) for name in _NO_WEB}
+    os.environ.update(_NO_WEB)
+    try:
+        yield
+    finally:
+        _set_environment(kept)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -34,6 +34,19 @@ PATIENCE = 200.0  # seconds; a cluster starts within ten where nothing else is a
 AT_ONCE = 20.0  # seconds from a signal to the end; two or three there
 
 # Read at the start of every Python below: the toy backbone takes a while.
+WATCH = """
+import sys
+
+def hear(event, found):
+    if event == "socket.connect" and isinstance(found[1], tuple):
+        with open({0!r}, "a") as file:
+            print(found[1][0], file=file)
+    elif event == "socket.getaddrinfo" and "metadata" in str(found[0]):
+        with open({0!r}, "a") as file:
+            print(found[0], file=file)
+
+sys.addaudithook(hear)
+"""
 SLOW = """
 import importlib.util, sys, time
 
@@ -114,6 +127,15 @@ def test_a_worker_makes_parts_in_any_order_and_reads_on_where_it_can(bench, monk
         assert len(opened) == times
     merge_parts(bench.out)
     assert [row["id"] for row in bench.rows()] == [f"p{number}" for number in range(6)]
+
+
+def test_a_worker_has_the_settings_of_its_driver_again(bench, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    job = make_job(bench)
+    Worker(job, take_census(job.read(), 2), False, web={"http_proxy": None, "no_proxy": "example.org"})
+    assert "http_proxy" not in os.environ
+    assert os.environ["no_proxy"] == "example.org"
 
 
 def test_a_finished_part_is_not_made_again(bench, runs):
@@ -478,13 +500,16 @@ def ray_here(bench) -> None:
         pytest.skip("processes and sockets are looked up in /proc")
 
 
-def start(bench: Bench, *words: object, slow: bool = False) -> subprocess.Popen:
-    """Start a command of its own process group, whose standard output and error are pipes."""
+def start(bench: Bench, *words: object, first: str = "") -> subprocess.Popen:
+    """Start a command of its own process group, whose standard output and error are pipes.
+
+    Each Python process of it runs the lines ``first`` before anything else.
+    """
     paths = [str(PACKAGE), os.environ.get("PYTHONPATH", "")]
-    if slow:
-        (bench.folder / "slow").mkdir(exist_ok=True)
-        (bench.folder / "slow" / "sitecustomize.py").write_text(SLOW)
-        paths.insert(0, str(bench.folder / "slow"))
+    if first:
+        (bench.folder / "first").mkdir(exist_ok=True)
+        (bench.folder / "first" / "sitecustomize.py").write_text(first)
+        paths.insert(0, str(bench.folder / "first"))
     return subprocess.Popen(
         [sys.executable, "-m", "bioxfer", *map(str, words)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
@@ -552,7 +577,8 @@ def test_two_workers_give_the_bytes_of_one_process_and_reach_no_other_machine(be
     records[4] = replace(records[4], sequence="")
     records[7] = replace(records[7], sequence=records[7].sequence * 4)
     bench.fasta.write_text(fasta(records))
-    child = start(bench, *words_of(bench, "--offline", "-v"))
+    heard = bench.folder / "heard"
+    child = start(bench, *words_of(bench, "--offline", "-v"), first=WATCH.format(str(heard)))
     here, there = set(), set()
     ended = threading.Event()
 
@@ -576,6 +602,10 @@ def test_two_workers_give_the_bytes_of_one_process_and_reach_no_other_machine(be
     assert all(line.startswith("bioxfer: ") for line in lines), err  # and nothing of Ray's own
     assert here, "the watch has seen no socket"
     assert there - here <= {"0.0.0.0", "::"}
+    # Ray asks the cloud at once and in vain, before anybody could see a socket
+    asked = set(heard.read_text().split())
+    assert asked, "no Python process has told of a connection"
+    assert asked <= {"127.0.0.1", "localhost", "::1"}
     assert not bench.out.exists()
     assert f"bioxfer merge -o {bench.out} joins them" in err
     assert run("merge", "-o", bench.out, "--input", bench.fasta).code == 0
@@ -588,7 +618,7 @@ def test_two_workers_give_the_bytes_of_one_process_and_reach_no_other_machine(be
 @pytest.mark.skipif(not bits_stand_alone(), reason="vectors are equal to 1e-5 here, not to the last bit")
 def test_a_worker_killed_in_the_middle_loses_nothing(bench):
     bench.fasta.write_text(fasta(proteins(24)))
-    child = start(bench, *words_of(bench, "-v", "--merge", records=2), slow=True)
+    child = start(bench, *words_of(bench, "-v", "--merge", records=2), first=SLOW)
     said, killed = [], 0
     for line in child.stderr:
         said.append(line)
@@ -612,7 +642,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(bench):
 @pytest.mark.usefixtures("ray_here")
 def test_an_interrupted_run_ends_its_workers_and_goes_on_later(bench):
     bench.fasta.write_text(fasta(proteins(24)))
-    child = start(bench, *words_of(bench, "-v", records=2), slow=True)
+    child = start(bench, *words_of(bench, "-v", records=2), first=SLOW)
     said = []
     for line in child.stderr:
         said.append(line)
