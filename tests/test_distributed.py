@@ -636,7 +636,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(bench):
     assert bench.embed(bench.fasta, out=whole).code == 0
     assert bench.out.read_bytes() == whole.read_bytes()
     left = {path.name for path in bench.folder.iterdir()}
-    assert left == {"in.fasta", "out.csv", "whole.csv", "slow", bench.weights.name, bench.head.name}
+    assert left == {"in.fasta", "out.csv", "whole.csv", "first", bench.weights.name, bench.head.name}
 
 
 @pytest.mark.usefixtures("ray_here")

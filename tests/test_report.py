@@ -57,7 +57,7 @@ def test_the_learning_curve_has_a_line_for_each_way(matplotlib, curve):
     for drawn, start in zip(ax.containers, (0.6, 0.4), strict=True):
         assert drawn.lines[0].get_ydata().tolist() == pytest.approx([start, start + 0.1])  # by size
     assert [label.get_text() for label in ax.get_xticklabels()] == ["16", "64"]
-    assert ax.get_ylabel() == "accuracy on held-out target proteins"
+    assert ax.get_ylabel() == "accuracy on held-out proteins"
 
 
 @pytest.mark.parametrize("suffix", SIGNS)
