@@ -4,9 +4,10 @@ Natural proteins, the first of the shared validation corpus, go through the embe
 command line, in float32, without the cache. A run of two proteins tells what it costs to start and to end,
 and is taken off. Parts for merging are of short random proteins (`scale.draw_proteins`).
 
-    python benchmarks/distributed.py FOLDER [--count N] [--rows N]
+    python benchmarks/distributed.py FOLDER [--count N] [--rows N] [--reading]
 
-FOLDER takes inputs and outputs. Fewer than all proteins are a trial, whose result file stays in FOLDER.
+With --reading only that is timed, for a result file of its own. FOLDER takes inputs and outputs. Fewer than
+all proteins are a trial, whose result file stays in FOLDER.
 """
 
 from __future__ import annotations
@@ -179,15 +180,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=WHOLE)
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--reading", action="store_true")
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["BIOXFER_CACHE"] = os.fspath(folder / "cache")  # that of the parts to merge
-    found = compare(folder, read_corpus(options.count))
-    found["reading"] = time_reading(folder, read_corpus(options.count), ROUNDS)
-    found["merge"] = time_merges(folder, options.rows)
     trial = (options.count, options.rows) != (WHOLE, ROWS)
-    write_result("distributed", found, packages=("ray", "pyarrow"), into=folder if trial else None)
+    into = folder if trial else None
+    if options.reading:
+        write_result("reading", time_reading(folder, read_corpus(options.count), ROUNDS), into=into)
+        return
+    found = compare(folder, read_corpus(options.count))
+    found["merge"] = time_merges(folder, options.rows)
+    write_result("distributed", found, packages=("ray", "pyarrow"), into=into)
 
 
 if __name__ == "__main__":

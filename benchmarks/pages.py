@@ -40,7 +40,7 @@ addEventListener("load", () => setTimeout(() => {
 
 
 COUNT = 100_000  # short proteins of the largest page
-ROWS = 600  # of each table
+ROWS = 300  # of each table
 
 # A head each, with options of its training.
 TRAINED: dict[str, list[str]] = {
