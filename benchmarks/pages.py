@@ -95,7 +95,7 @@ def commands(folder: Path, count: int, rows: int) -> dict[str, list[str]]:
     table = {name: draw_table(folder, name, rows) for name in (*TRAINED, "membrane_binary")}
     found = {
         "predict_demo": ["predict", demo, "-o", out],
-        "predict_100000": ["predict", str(many), "-o", out],
+        "predict_100000": ["predict", str(many), "-o", out, "--head", "localization"],
         "predict_six_frame": ["predict", str(contig), "-o", out, "--translate", "six-frame"],
     }
     for name, options in TRAINED.items():
